@@ -1,0 +1,63 @@
+"""The metadata pairs by which a run knows its batches again. Fixed from the first release: they are how lost state is found.
+
+Metadata carries ids and hashes only, never file names or prompts.
+"""
+
+import msgspec
+
+from streambatch.core.models import Shard
+
+TAG = "streambatch"
+HASH = "streambatch-hash"
+ROWS = "streambatch-rows"
+CUT = "streambatch-cut"
+GENERATION = "streambatch-generation"
+
+
+class Tag(msgspec.Struct, frozen=True):
+    """Which create of which shard of which run."""
+
+    run: str
+    shard: str
+    create: int
+
+    def __str__(self) -> str:
+        return f"{self.run}/{self.shard}/{self.create}"
+
+
+def parse_tag(metadata: dict[str, str]) -> Tag | None:
+    """The tag in a batch's metadata; None where it has none of ours."""
+    parts = metadata.get(TAG, "").split("/")
+    if len(parts) != 3 or not parts[2].isascii() or not parts[2].isdigit():
+        return None
+    return Tag(parts[0], parts[1], int(parts[2]))
+
+
+def metadata(run: str, shard: Shard, span: str, cut: str, labels: tuple[tuple[str, str], ...]) -> dict[str, str]:
+    """All pairs of one create. `span` is `first_ordinal+lines` of the shard's segment, `-` for a remainder."""
+    pairs = {
+        TAG: str(Tag(run, shard.name, shard.create)),
+        HASH: shard.hash,
+        ROWS: span,
+        CUT: cut,
+        GENERATION: str(shard.generation),
+    }
+    return {**dict(labels), **pairs}
+
+
+def parse_span(text: str) -> tuple[int, int] | None:
+    """(first ordinal, lines) of a `streambatch-rows` value; None for a remainder."""
+    first, plus, lines = text.partition("+")
+    if plus and first.isdigit() and lines.isdigit():
+        return int(first), int(lines)
+    return None
+
+
+def is_remainder(shard: str) -> bool:
+    """Whether a shard's name is a remainder's."""
+    return shard.startswith("r")
+
+
+def upload_name(run: str, shard: Shard) -> str:
+    """The name of an input file at the provider: run, shard and hash, so that orphans can be found by prefix."""
+    return f"{run}.{shard.name}.{shard.hash[:16]}.jsonl"

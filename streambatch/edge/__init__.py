@@ -1,0 +1,1 @@
+"""Effects: everything that touches disk, network or time. Holds no policy."""

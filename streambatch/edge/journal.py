@@ -1,0 +1,302 @@
+"""The durable event log and its state rows: one SQLite file, one writer.
+
+Each append stores the events and the rows they change in one transaction, synced before it returns. A journal that
+failed once is closed for good. Decides nothing about what happens next.
+"""
+
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from typing import Concatenate, ParamSpec, TypeVar
+
+import anyio
+import msgspec
+
+from streambatch.core import events as e
+from streambatch.core.jobs import RefusedLine
+from streambatch.core.models import Segment, Shard, ShardState
+from streambatch.edge import projection
+from streambatch.edge.failpoints import Failpoints
+from streambatch.edge.files import Blocking
+from streambatch.errors import ConfigError, JournalError
+
+P = ParamSpec("P")
+T = TypeVar("T")
+E = TypeVar("E", bound=e.Event)
+
+_events = msgspec.json.Decoder(e.AnyEvent)
+_shards = msgspec.json.Decoder(Shard)
+_segments = msgspec.json.Decoder(Segment)
+_found = msgspec.json.Decoder(e.Found)
+
+
+class SegmentRow(msgspec.Struct, frozen=True):
+    """A segment as the journal believes it: complete when `open_rows` is 0."""
+
+    segment: Segment
+    source_hash: str
+    open_rows: int
+    merged: bool
+    rows: int
+    bad: int
+    skipped: int
+
+
+class PoolGroup(msgspec.Struct, frozen=True):
+    """Left rows that may share a remainder: same model, generation and row limit (0: none)."""
+
+    model: str
+    generation: int
+    max_rows: int
+    rows: int
+    first_segment: int
+
+
+class PoolEntry(msgspec.Struct, frozen=True):
+    """Rows of one parent that wait in the pool: those from `taken` on, of `rows`."""
+
+    parent: Shard
+    generation: int
+    rows: int
+    taken: int
+    settled: bool
+
+
+class Store:
+    """The tables, synchronously. Use from one thread at a time."""
+
+    def __init__(self, path: str, *, shared: bool = True, now: Callable[[], float] = time.time) -> None:
+        self._now = now
+        self._broken: Exception | None = None
+        with _mapped(path):
+            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
+            if not shared:
+                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
+            self._db.execute(f"PRAGMA journal_mode={'WAL' if shared else 'DELETE'}")
+            self._db.execute("PRAGMA synchronous=FULL")
+            self._open(path)
+
+    def _open(self, path: str) -> None:
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if version > projection.USER_VERSION:
+            raise ConfigError(f"The journal {path} was written by a newer streambatch; upgrade streambatch to go on.")
+        if version == 0:
+            self._db.executescript(f"BEGIN;{projection.SCHEMA}PRAGMA user_version={projection.USER_VERSION};COMMIT;")
+
+    def close(self) -> None:
+        self._broken = JournalError("The journal is closed.")
+        self._db.close()
+
+    # -- writing
+
+    def append(self, events: Sequence[e.Event]) -> None:
+        """Store events and state rows durably. Raises JournalError; after a failed write every later call does."""
+        if self._broken is not None:
+            raise JournalError(f"The journal failed before and takes no more: {self._broken}")
+        try:
+            self._transaction(events)
+        except Exception as error:
+            self._broken = error
+            if isinstance(error, sqlite3.Error):
+                raise JournalError(f"The journal can't be written: {error}.", hint=_HINT) from error
+            raise
+
+    def _transaction(self, events: Sequence[e.Event]) -> None:
+        db = self._db
+        db.execute("BEGIN IMMEDIATE")
+        try:
+            for event in events:
+                shard = event.shard if isinstance(event, e.ShardEvent) else None
+                row = (self._now(), type(event).__name__, shard, msgspec.json.encode(event))
+                db.execute("INSERT INTO events(at, kind, shard, body) VALUES(?,?,?,?)", row)
+                projection.project(db, event)
+            db.execute("COMMIT")
+        except BaseException:
+            if db.in_transaction:
+                db.execute("ROLLBACK")
+            raise
+
+    # -- reading: the run
+
+    def last(self, kind: type[E]) -> E | None:
+        """The newest run-level event of a kind, where it still holds."""
+        row = self._db.execute("SELECT body FROM run WHERE name=?", (kind.__name__,)).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=kind)
+
+    def events(self) -> Iterator[e.AnyEvent]:
+        """The whole log, in order."""
+        for (body,) in self._db.execute("SELECT body FROM events ORDER BY seq"):
+            yield _events.decode(body)
+
+    def span(self) -> tuple[float, float]:
+        """When the first and the newest event were written, unix seconds."""
+        first, last = self._db.execute("SELECT MIN(at), MAX(at) FROM events").fetchone()
+        return (first or 0.0), (last or 0.0)
+
+    def totals(self) -> dict[str, int]:
+        return dict(self._db.execute("SELECT name, value FROM totals"))
+
+    def states(self) -> dict[str, int]:
+        """How many shards stand in each state."""
+        return dict(self._db.execute("SELECT state, COUNT(*) FROM shards GROUP BY state"))
+
+    def dump(self) -> dict[str, list[tuple[object, ...]]]:
+        """All state rows, for comparing."""
+        return {t: self._db.execute(f"SELECT * FROM {t} ORDER BY 1, 2").fetchall() for t in projection.TABLES}
+
+    # -- reading: segments and shards
+
+    def segment(self, index: int) -> SegmentRow | None:
+        query = "SELECT body, source_hash, open_rows, merged, rows, bad, skipped FROM segments WHERE idx=?"
+        row = self._db.execute(query, (index,)).fetchone()
+        return None if row is None else SegmentRow(_segments.decode(row[0]), row[1], row[2], bool(row[3]), *row[4:])
+
+    def last_segment(self) -> SegmentRow | None:
+        row = self._db.execute("SELECT MAX(idx) FROM segments").fetchone()
+        return None if row[0] is None else self.segment(row[0])
+
+    def next_to_merge(self) -> SegmentRow | None:
+        """The oldest segment that is not merged."""
+        row = self._db.execute("SELECT value FROM totals WHERE name='segments_merged'").fetchone()
+        return self.segment(0 if row is None else row[0])
+
+    def shard(self, name: str) -> Shard | None:
+        row = self._db.execute("SELECT body FROM shards WHERE name=?", (name,)).fetchone()
+        return None if row is None else _shards.decode(row[0])
+
+    def shards(self, states: Sequence[ShardState], limit: int = -1) -> list[Shard]:
+        """Shards in these states, oldest segment first."""
+        marks = ",".join("?" * len(states))
+        query = f"SELECT body FROM shards WHERE state IN ({marks}) ORDER BY first_segment, name LIMIT ?"
+        return [_shards.decode(b) for (b,) in self._db.execute(query, (*(s.value for s in states), limit))]
+
+    def count(self, *states: ShardState) -> int:
+        marks = ",".join("?" * len(states))
+        query = f"SELECT COUNT(*) FROM shards WHERE state IN ({marks})"
+        return int(self._db.execute(query, [s.value for s in states]).fetchone()[0])
+
+    def parts(self, segment: int) -> list[Shard]:
+        """Settled shards that touch a segment, oldest generation first."""
+        query = """SELECT s.body FROM touches t JOIN shards s ON s.name = t.shard
+                   WHERE t.segment = ? AND s.state = 'settled' ORDER BY s.generation, s.name"""
+        return [_shards.decode(b) for (b,) in self._db.execute(query, (segment,))]
+
+    def swept(self, merged: int, limit: int = 200) -> list[Shard]:
+        """Shards whose every segment is merged and whose spool files were not removed yet."""
+        query = "SELECT body FROM shards WHERE swept=0 AND last_segment < ? AND state IN ('settled','returned') LIMIT ?"
+        return [_shards.decode(b) for (b,) in self._db.execute(query, (merged, limit))]
+
+    def mark_swept(self, names: Sequence[str]) -> None:
+        """Note that the spool files of these shards are gone: housekeeping, no event."""
+        self._db.execute("BEGIN")
+        self._db.executemany("UPDATE shards SET swept=1 WHERE name=?", [(n,) for n in names])
+        self._db.execute("COMMIT")
+
+    # -- reading: the pool
+
+    def pool(self) -> list[PoolGroup]:
+        query = """SELECT model, generation, max_rows, SUM(rows - taken), MIN(first_segment) FROM pool
+                   WHERE taken < rows GROUP BY 1, 2, 3 ORDER BY 5"""
+        return [PoolGroup(*row) for row in self._db.execute(query)]
+
+    def pool_entries(self, group: PoolGroup, limit: int) -> list[PoolEntry]:
+        """The oldest entries of a group."""
+        query = """SELECT s.body, p.generation, p.rows, p.taken, p.settled FROM pool p JOIN shards s ON s.name = p.parent
+                   WHERE p.taken < p.rows AND p.model = ? AND p.generation = ? AND p.max_rows = ?
+                   ORDER BY p.first_segment, p.parent LIMIT ?"""
+        rows = self._db.execute(query, (group.model, group.generation, group.max_rows, limit))
+        return [PoolEntry(_shards.decode(b), g, n, t, bool(s)) for b, g, n, t, s in rows]
+
+    def busy(self, model: str, generation: int) -> bool:
+        """Whether a shard of this model and a lower or equal generation has not ended yet."""
+        query = """SELECT 1 FROM shards WHERE state NOT IN ('settled','returned') AND model = ? AND generation <= ? LIMIT 1"""
+        return self._db.execute(query, (model, generation)).fetchone() is not None
+
+    def refused_lines(self, shard: str) -> tuple[RefusedLine, ...]:
+        """The lines that the service named when it last refused this shard's batch."""
+        query = "SELECT body FROM events WHERE shard=? AND kind='BatchFinished' ORDER BY seq DESC LIMIT 1"
+        row = self._db.execute(query, (shard,)).fetchone()
+        return () if row is None else msgspec.json.decode(row[0], type=e.BatchFinished).refused
+
+    # -- reading: batches
+
+    def knows_batch(self, batch_id: str) -> bool:
+        return self._db.execute("SELECT 1 FROM batches WHERE batch_id=?", (batch_id,)).fetchone() is not None
+
+    def file_owner(self, file_id: str) -> str | None:
+        row = self._db.execute("SELECT shard FROM files WHERE file_id=?", (file_id,)).fetchone()
+        return None if row is None else str(row[0])
+
+    def oldest_file(self, shard: str) -> float | None:
+        """The service's clock when the first file of a shard came to be."""
+        row = self._db.execute("SELECT MIN(created_at) FROM files WHERE shard=?", (shard,)).fetchone()
+        return None if row[0] is None else float(row[0])
+
+    def found(self, shard: str | None = None) -> list[e.Found]:
+        """Batches that were found and run no shard yet; of one shard, or all."""
+        where, args = ("", ()) if shard is None else (" WHERE shard=?", (shard,))
+        return [
+            _found.decode(b) for (b,) in self._db.execute(f"SELECT body FROM found{where} ORDER BY create_no", args)
+        ]
+
+
+_HINT = "Free space or mend the disk, then run the same command again."
+
+
+@contextmanager
+def _mapped(path: str) -> Iterator[None]:
+    try:
+        yield
+    except sqlite3.OperationalError as error:
+        raise JournalError(f"The journal {path} can't be opened: {error}.", hint=_HINT) from error
+    except sqlite3.DatabaseError as error:
+        hint = "Give the run's id with --run-id and an empty run directory to find its batches again."
+        raise JournalError(f"The journal {path} is damaged: {error}.", hint=hint) from error
+
+
+@contextmanager
+def read_only(path: str) -> Iterator[Store]:
+    """A look from another process: opened, read, closed. Raises JournalError."""
+    with _mapped(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
+        store = Store.__new__(Store)
+        store._db = db
+        store._broken = JournalError("opened for reading only")
+        yield store
+
+
+class Journal:
+    """The store behind one lock, off the event loop. `listen` hears each event after it is durable."""
+
+    def __init__(
+        self, store: Store, blocking: Blocking, listen: Callable[[e.Event], None], failpoints: Failpoints | None = None
+    ) -> None:
+        self._store = store
+        self._blocking = blocking
+        self._listen = listen
+        self._failpoints = Failpoints() if failpoints is None else failpoints
+        self._lock = anyio.Lock()
+
+    async def append(self, *events: e.Event) -> None:
+        """Make events durable; a cancelled caller still waits for the write. Raises JournalError."""
+        with anyio.CancelScope(shield=True):
+            self._pass("before", events)
+            async with self._lock:
+                await self._blocking(self._store.append, events)
+            self._pass("after", events)
+            for event in events:
+                self._listen(event)
+
+    def _pass(self, when: str, events: Sequence[e.Event]) -> None:
+        for event in events:
+            self._failpoints.hit(f"{when}-{type(event).__name__}")
+
+    async def read(self, query: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Ask the store: `await journal.read(Store.shard, name)`."""
+        async with self._lock:
+            return await self._blocking(lambda: query(self._store, *args, **kwargs))
+
+    async def aclose(self) -> None:
+        with anyio.CancelScope(shield=True):
+            async with self._lock:
+                await self._blocking(self._store.close)

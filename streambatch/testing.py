@@ -1,0 +1,1 @@
+"""For our users' own tests: a local batch server in a thread, and a pytest fixture around it."""

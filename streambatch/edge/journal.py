@@ -4,6 +4,7 @@ Each append stores the events and the rows they change in one transaction, synce
 failed once is closed for good. Decides nothing about what happens next.
 """
 
+import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -70,6 +71,7 @@ class Store:
         self._now = now
         self._broken: Exception | None = None
         with _mapped(path):
+            _private(path)
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
             if not shared:
                 self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
@@ -239,6 +241,15 @@ class Store:
         return [
             _found.decode(b) for (b,) in self._db.execute(f"SELECT body FROM found{where} ORDER BY create_no", args)
         ]
+
+
+def _private(path: str) -> None:
+    """Only the user reads a journal; SQLite gives the files beside it the same mode."""
+    if path != ":memory:":
+        try:
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+        except OSError as error:
+            raise JournalError(f"The journal {path} can't be opened: {error.strerror}.", hint=_HINT) from error
 
 
 _HINT = "Free space or mend the disk, then run the same command again."

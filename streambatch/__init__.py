@@ -1,0 +1,75 @@
+"""Stream a dataset of any size through a provider's batch API: paid once, merged in input order, constant memory.
+
+The library's names, loaded when they are first used: a worker or `--help` pays for none of them.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from streambatch.api import (
+        Outcome,
+        Progress,
+        RunOptions,
+        Service,
+        ServiceOptions,
+        ShapeOptions,
+        Status,
+        Summary,
+        cancel,
+        cancel_sync,
+        peek,
+        preview,
+        preview_sync,
+        run,
+        run_sync,
+        status,
+        watch,
+    )
+    from streambatch.errors import (
+        ApiError,
+        ConfigError,
+        JournalError,
+        Paused,
+        SourceError,
+        StorageError,
+        StreambatchError,
+    )
+
+__all__ = [
+    "ApiError",
+    "ConfigError",
+    "JournalError",
+    "Outcome",
+    "Paused",
+    "Progress",
+    "RunOptions",
+    "Service",
+    "ServiceOptions",
+    "ShapeOptions",
+    "SourceError",
+    "Status",
+    "StorageError",
+    "StreambatchError",
+    "Summary",
+    "cancel",
+    "cancel_sync",
+    "peek",
+    "preview",
+    "preview_sync",
+    "run",
+    "run_sync",
+    "status",
+    "watch",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module 'streambatch' has no attribute {name!r}")
+    home = "errors" if name == "Paused" or name.endswith("Error") else "api"
+    return getattr(importlib.import_module(f"streambatch.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

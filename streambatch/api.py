@@ -1,0 +1,311 @@
+"""The library: arguments -> Config -> engine, for a running event loop; the `*_sync` twins bring their own.
+
+No client object and no global state; what goes wrong is raised as one of `streambatch.errors`.
+"""
+
+import asyncio
+import contextlib
+import os
+import pathlib
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+
+import anyio
+import msgspec
+
+from streambatch import endings
+from streambatch.config import Config, Mode
+from streambatch.configure import asked, configure, limits, resume
+from streambatch.configure import profile as check_profile
+from streambatch.core.events import Opened
+from streambatch.core.report import Progress, Status, Summary
+from streambatch.edge.clock import SystemClock
+from streambatch.edge.files import RunFiles, is_locked, write_atomic
+from streambatch.edge.retrying import RetryingApi
+from streambatch.edge.service import Service
+from streambatch.engine import Listener, inspect
+from streambatch.engine import run as run_engine
+from streambatch.errors import ConfigError, StreambatchError
+from streambatch.options import parse_all, read_job
+from streambatch.outcome import Outcome, is_result, of_result, of_row
+from streambatch.previewing import preview as look_ahead
+from streambatch.reports import tell
+
+if TYPE_CHECKING:
+    from streambatch.edge.client import BatchApi
+
+T = TypeVar("T")
+Path = str | os.PathLike[str]
+Source = Path | Sequence[Path]
+Size = int | str  # bytes, or "200MB"
+Duration = float | str  # seconds, or "6h"
+LOOK_EVERY_S = 0.2
+Named = Mapping[str, Any] | Sequence[str]  # {"temperature": 0.2}, or ["temperature=0.2"]
+
+
+class ShapeOptions(TypedDict, total=False):
+    """How rows become requests: the options of `preview`."""
+
+    job: Path
+    profile: str
+    endpoint: str
+    model: str
+    system: str
+    prompt_file: Path
+    param: Named
+    id: str
+    null: Literal["error", "empty", "skip"]
+    max_line_bytes: Size
+
+
+class ServiceOptions(TypedDict, total=False):
+    """How to reach the service: the options of `cancel`."""
+
+    api_key_env: str
+    api_key_file: Path
+    header: Named
+    ca_bundle: Path
+    allow_http: bool
+    poll_interval: Duration
+
+
+class RunOptions(ShapeOptions, ServiceOptions, total=False):
+    """All options of `run`, by the names that flags, variables and job files use."""
+
+    run_dir: Path
+    run_id: str
+    label: Named
+    base_url: str
+    local: bool
+    speed: float
+    seed: int
+    emit: Literal["results", "rows"]
+    column: str
+    max_requests: int
+    max_bytes: Size
+    max_batches: int
+    max_transfers: int
+    workers: int
+    limit: int
+    adopt_grace: Duration
+    once: bool
+    stop_after: Duration
+    max_attempts: int
+    on_bad_row: Literal["skip", "stop"]
+    max_errors: int | str
+    if_exists: Literal["fail", "skip", "overwrite"]
+    summary_file: Path
+
+
+async def run(
+    source: Source,
+    output: Path,
+    *,
+    prompt: str | None = None,
+    service: Service | None = None,
+    on_event: Listener | None = None,
+    **options: Unpack[RunOptions],
+) -> Summary:
+    """Run JSONL input through a batch API into `output`, or go on with that run; the same call again resumes.
+
+    `on_event` hears each event of the journal and looks at the progress, in the event loop. A visit that ends early without
+    an error (paused, in flight) returns a summary whose `exit_code` says so. Raises ConfigError, SourceError, ApiError,
+    JournalError or StorageError.
+    """
+    values = _values({**options, "prompt": prompt, "output": output})
+    config = _config(source, values, service)
+    try:
+        summary = await run_engine(config, connect, on_event)
+    except StreambatchError as error:
+        tell(endings.of_error(error, config.output, config.run_dir, config.command), values)
+        raise
+    tell(summary, values)
+    return summary
+
+
+async def preview(
+    source: Source, n: int = 3, *, prompt: str | None = None, **options: Unpack[ShapeOptions]
+) -> list[bytes]:
+    """The first `n` requests exactly as `run` would send them, newline included; rows that can't be sent are left out.
+
+    Raises ConfigError, SourceError.
+    """
+    return await anyio.to_thread.run_sync(partial(preview_sync, source, n, prompt=prompt, **options))
+
+
+def preview_sync(
+    source: Source, n: int = 3, *, prompt: str | None = None, **options: Unpack[ShapeOptions]
+) -> list[bytes]:
+    """`preview` without an event loop."""
+    values = _values({**options, "prompt": prompt})
+    check_profile(values)
+    return list(look_ahead(_inputs(source), asked(values), limits(values), n).requests)
+
+
+def _values(given: Mapping[str, object]) -> dict[str, Any]:
+    values = parse_all(given)
+    return {**read_job(values["job"]), **values} if "job" in values else values
+
+
+def _config(source: Source, values: dict[str, Any], service: Service | None) -> Config:
+    return configure(_inputs(source), values, os.environ, "call run() again with the same arguments", service)
+
+
+def _inputs(source: Source) -> list[str]:
+    """The paths of a source. Raises ConfigError for what is none."""
+    paths = [source] if isinstance(source, str | os.PathLike) else list(source) if isinstance(source, Sequence) else []
+    if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise ConfigError(
+            f"The source is a {type(source).__name__} that holds no paths; give the path of a JSONL file, or several."
+        )
+    return [os.fspath(path) for path in paths]
+
+
+@contextlib.asynccontextmanager
+async def connect(config: Config) -> AsyncIterator["BatchApi"]:
+    """The service of a run, behind the retrying client; with `local`, its embedded server is started first."""
+    from streambatch.edge.client import HttpBatchApi  # brings aiohttp
+
+    async with _service(config) as service:
+        api = RetryingApi(HttpBatchApi(service), config.retry, SystemClock(), random.random)
+        try:
+            yield api
+        finally:
+            with anyio.CancelScope(shield=True):
+                await api.aclose()
+
+
+@contextlib.asynccontextmanager
+async def _service(config: Config) -> AsyncIterator[Service]:
+    if not config.local:
+        yield config.service
+        return
+    from streambatch.server.serving import ThreadedServer
+    from streambatch.server.settings import Settings
+
+    folder = pathlib.Path(config.run_dir, "local")
+    server = ThreadedServer(Settings(data_dir=folder, seed=config.local_seed, speed=config.local_speed))
+    await anyio.to_thread.run_sync(server.start)
+    try:
+        yield Service(base_url=server.url, api_key=server.api_key)
+    finally:
+        with anyio.CancelScope(shield=True):
+            await anyio.to_thread.run_sync(server.stop)
+
+
+# -- looking at runs
+
+
+def status(run: Path) -> Status:
+    """Where a run stands; `run` is a run directory or an output. Raises ConfigError, JournalError."""
+    return inspect.status(os.fspath(run))
+
+
+def peek(run: Path, n: int = 5) -> list[Outcome]:
+    """Up to `n` outcomes that are already here, before the run is done. Raises ConfigError, JournalError."""
+    started, _ = inspect.started(os.fspath(run))
+    settings = started.settings
+    return [
+        of_result(line, settings.shaping.endpoint) if is_result(line) else of_row(line, settings.column)
+        for line in inspect.peek(os.fspath(run), n)
+    ]
+
+
+async def watch(run: Path, every_s: float = 2.0) -> AsyncIterator[Status]:
+    """The run's status now and every `every_s` seconds, until no engine works on it."""
+    while True:
+        look = await anyio.to_thread.run_sync(status, run)
+        yield look
+        if not look.running:
+            return
+        await anyio.sleep(every_s)
+
+
+async def cancel(
+    run: Path, *, service: Service | None = None, on_event: Listener | None = None, **options: Unpack[ServiceOptions]
+) -> Summary:
+    """Cancel what is in flight and keep what it finished; the run stays resumable. A running engine is asked to do it.
+
+    Raises ConfigError, ApiError, JournalError or StorageError.
+    """
+    folder = inspect.find_run_dir(os.fspath(run))
+    started, opened = inspect.started(folder)
+    summary = await _asked(folder, opened) if is_locked(folder) else None
+    if summary is None:
+        config = resume(started, opened, folder, parse_all(options), os.environ, service)
+        summary = await run_engine(config, connect, on_event, mode=Mode.CANCEL)
+    return msgspec.structs.replace(summary, exit_code=0) if summary.state == "cancelled" else summary
+
+
+async def _asked(folder: str, opened: Opened) -> Summary | None:
+    """Ask the engine that has the run; the summary once it left, or None where it left without having cancelled."""
+    request = RunFiles(folder).cancel
+    await anyio.to_thread.run_sync(write_atomic, request, b"")
+    while is_locked(folder):  # noqa: ASYNC110  another process holds it: there is nothing to wait on
+        await anyio.sleep(LOOK_EVERY_S)
+    with contextlib.suppress(FileNotFoundError):  # the engine took it
+        await anyio.Path(request).unlink()
+    message = "The run was cancelled; rows that had finished are kept."
+    summary = endings.as_far_as_known("cancelled", 0, message, opened.output, folder, opened.command)
+    return summary if summary.in_flight == 0 else None
+
+
+# -- twins with a loop of their own
+
+
+def run_sync(
+    source: Source,
+    output: Path,
+    *,
+    prompt: str | None = None,
+    service: Service | None = None,
+    on_event: Listener | None = None,
+    **options: Unpack[RunOptions],
+) -> Summary:
+    """`run` without an event loop; inside a running one (a notebook) it works in a thread of its own."""
+    return _own_loop(partial(run, source, output, prompt=prompt, service=service, on_event=on_event, **options))
+
+
+def cancel_sync(
+    run: Path, *, service: Service | None = None, on_event: Listener | None = None, **options: Unpack[ServiceOptions]
+) -> Summary:
+    """`cancel` without an event loop."""
+    return _own_loop(partial(cancel, run, service=service, on_event=on_event, **options))
+
+
+def _own_loop(work: Callable[[], Awaitable[T]]) -> T:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return anyio.run(work)
+    with anyio.from_thread.start_blocking_portal() as portal:
+        future = portal.start_task_soon(work)
+        try:
+            return future.result()
+        except BaseException:
+            future.cancel()  # the portal waits until the engine has closed its journal
+            raise
+
+
+__all__ = [
+    "Outcome",
+    "Progress",
+    "RunOptions",
+    "Service",
+    "ServiceOptions",
+    "ShapeOptions",
+    "Status",
+    "Summary",
+    "cancel",
+    "cancel_sync",
+    "connect",
+    "peek",
+    "preview",
+    "preview_sync",
+    "run",
+    "run_sync",
+    "status",
+    "watch",
+]

@@ -1,0 +1,25 @@
+"""`streambatch preview`: the first requests on stdout, nothing sent."""
+
+import sys
+from typing import Any
+
+import click
+
+from streambatch.cli.flags import takes
+
+
+@takes("preview", short_help="The first requests.")
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-n", "n", type=click.IntRange(1), default=3, show_default=True, help="How many.")
+def preview(inputs: tuple[str, ...], n: int, **values: Any) -> None:
+    """The first requests of INPUT exactly as they would be sent, one a line. Sends nothing."""
+    from streambatch import previewing
+    from streambatch.cli.ending import say
+    from streambatch.configure import asked, limits, profile
+
+    profile(values)
+    seen = previewing.preview(inputs, asked(values), limits(values), n)
+    for words in seen.unfit:
+        say(f"Not sent: {words}.")
+    sys.stdout.buffer.write(b"".join(seen.requests))
+    sys.stdout.buffer.flush()

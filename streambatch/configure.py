@@ -1,0 +1,278 @@
+"""Options -> Config: what was given, the service's own variables and the defaults, composed and checked once.
+
+The one place that reads the environment for a key. Sends nothing and makes nothing on disk.
+"""
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from streambatch.config import Config, ErrorAllowance
+from streambatch.core.events import Opened, Started
+from streambatch.core.models import ShardLimits
+from streambatch.core.shaping import Asked
+from streambatch.edge.service import LOCAL, Service
+from streambatch.errors import ConfigError
+
+Values = Mapping[str, Any]
+PROFILES = ("openai",)
+MOST_LABELS = 8
+GRACE_S, LOCAL_GRACE_S = 120.0, 1.0
+
+
+def configure(
+    inputs: Sequence[str], values: Values, environ: Mapping[str, str], command: str, given: Service | None = None
+) -> Config:
+    """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError."""
+    output = _output(values, inputs)
+    local = values.get("local", False)
+    as_given = {name: values[name] for name in _AS_GIVEN if name in values}
+    return Config(
+        inputs=tuple(inputs),
+        output=output,
+        run_dir=_run_dir(output, values),
+        run_id=_run_id(values),
+        service=_service(values, environ, given),
+        command=command,
+        asked=asked(values),
+        limits=limits(values),
+        local=local,
+        local_speed=values.get("speed", 10.0),
+        local_seed=values.get("seed", 0),
+        profile=profile(values),
+        workers=workers(values),
+        poll_interval_s=values.get("poll_interval"),
+        max_errors=allowance(values),
+        adopt_grace_s=values.get("adopt_grace", LOCAL_GRACE_S if local else GRACE_S),
+        stop_after_s=values.get("stop_after"),
+        labels=_labels(values),
+        **as_given,
+    )
+
+
+_AS_GIVEN = ("max_batches", "max_transfers", "max_attempts", "on_bad_row", "once", "limit", "if_exists")
+
+
+def resume(
+    started: Started,
+    opened: Opened,
+    run_dir: str,
+    values: Values,
+    environ: Mapping[str, str],
+    given: Service | None = None,
+) -> Config:
+    """The Config by which another command goes on with a run, from its journal. Raises ConfigError."""
+    settings = started.settings
+    shaping = settings.shaping
+    local = settings.base_url == LOCAL
+    known = {"local": True} if local else {} if given else {"base_url": settings.base_url}
+    return Config(
+        inputs=tuple(file.path for file in started.inputs),
+        output=opened.output,
+        run_dir=run_dir,
+        run_id=started.run_id,
+        service=_service({**values, **known}, environ, given),
+        command=opened.command,
+        asked=Asked(
+            endpoint=shaping.endpoint,
+            model=shaping.model,
+            system=shaping.system,
+            prompt=shaping.prompt,
+            params=shaping.params,
+            id_field=shaping.id_field,
+            null=shaping.null,
+            emit=settings.emit,
+            column=settings.column,
+        ),
+        limits=settings.limits,
+        local=local,
+        profile=settings.profile,
+        workers=workers(values),
+        poll_interval_s=values.get("poll_interval"),
+        adopt_grace_s=LOCAL_GRACE_S if local else GRACE_S,
+    )
+
+
+# -- policies that other commands share
+
+
+def asked(values: Values) -> Asked:
+    """How rows become requests, as far as the user said."""
+    named = {
+        "endpoint": "endpoint",
+        "model": "model",
+        "system": "system",
+        "id_field": "id",
+        "null": "null",
+        "column": "column",
+    }
+    given = {field: values[name] for field, name in named.items() if name in values}
+    return Asked(prompt=_prompt(values), params=values.get("param", ()), emit=values.get("emit"), **given)
+
+
+def _prompt(values: Values) -> str | None:
+    path = values.get("prompt_file")
+    if path is None:
+        return values.get("prompt")
+    if "prompt" in values:
+        raise ConfigError("Both prompt and prompt_file are given; leave one out.")
+    return _read(path, "The prompt file").removesuffix("\n")
+
+
+def _read(path: str, what: str) -> str:
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return file.read()
+    except OSError as error:
+        raise ConfigError(f"{what} {path} can't be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{what} {path} is not UTF-8.") from error
+
+
+def limits(values: Values) -> ShardLimits:
+    """The limits of a batch: the profile's, or what the user set below them."""
+    most = ShardLimits()
+    for name, bound in (("max_requests", most.max_requests), ("max_bytes", most.max_bytes)):
+        if values.get(name, 0) > bound:
+            raise ConfigError(f"{name} {values[name]} is more than the {bound} that the service takes in one batch.")
+    given = {name: values[name] for name in ("max_requests", "max_bytes", "max_line_bytes") if name in values}
+    return ShardLimits(**given)
+
+
+def profile(values: Values) -> str:
+    name = str(values.get("profile", PROFILES[0]))
+    if name not in PROFILES:
+        raise ConfigError(f"There is no profile {name!r}; known: {', '.join(PROFILES)}.")
+    return name
+
+
+def workers(values: Values) -> int:
+    """Worker processes: as given, else two, or one where there is one core."""
+    return int(values.get("workers", min(os.cpu_count() or 1, 2)))
+
+
+def allowance(values: Values) -> ErrorAllowance:
+    """How many row errors are fine."""
+    rows, percent = values.get("max_errors", (0, None))
+    return ErrorAllowance(rows, percent)
+
+
+# -- the run
+
+
+def _output(values: Values, inputs: Sequence[str]) -> str:
+    given: str | None = values.get("output")
+    if given is None:
+        raise ConfigError("No output is named; say where the answers go with -o OUTPUT.")
+    if not inputs:
+        raise ConfigError("No input is named; give at least one JSONL file.")
+    if given == "-":
+        if "run_dir" not in values:
+            raise ConfigError("With -o - the run needs a place for its state; name one with --run-dir.")
+        return "-"
+    path = os.path.abspath(given)
+    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
+        why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
+        raise ConfigError(f"The output {given} {why}; name a file.")
+    if any(os.path.realpath(path) == os.path.realpath(name) for name in inputs):
+        raise ConfigError(f"The output {given} is also an input; name another file.")
+    return path
+
+
+def _run_dir(output: str, values: Values) -> str:
+    given: str | None = values.get("run_dir")
+    if given is not None:
+        return os.path.abspath(given)
+    beside = f"{output}.run"
+    if os.path.isfile(beside):  # an earlier visit put the run elsewhere
+        return os.path.abspath(_read(beside, "The pointer").strip())
+    return beside
+
+
+def _run_id(values: Values) -> str | None:
+    run_id = values.get("run_id")
+    if run_id is not None and not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", run_id):
+        raise ConfigError(f"The run id {run_id!r} must be 1 to 40 letters, digits, - or _.")
+    return run_id
+
+
+def _labels(values: Values) -> tuple[tuple[str, str], ...]:
+    labels: tuple[tuple[str, str], ...] = values.get("label", ())
+    if len(labels) > MOST_LABELS:
+        raise ConfigError(f"{len(labels)} labels are given; a batch has room for {MOST_LABELS}.")
+    for name, text in labels:
+        if name.startswith("streambatch") or len(name) > 64 or len(text) > 512:
+            raise ConfigError(
+                f"The label {name[:64]!r} must not begin with streambatch, nor be longer than 64 (name) or 512 (value)."
+            )
+    return labels
+
+
+# -- the service
+
+LOCAL_SERVICE = Service(base_url=LOCAL)
+_SERVICE_OPTIONS = ("base_url", "api_key_env", "api_key_file", "header", "ca_bundle", "allow_http")
+
+
+def _service(values: Values, environ: Mapping[str, str], given: Service | None) -> Service:
+    named = [name for name in _SERVICE_OPTIONS if name in values]
+    if values.get("local"):
+        if "base_url" in values or given is not None:
+            raise ConfigError("Both local and another service are given; leave one out.")
+        return LOCAL_SERVICE
+    if given is not None and named:
+        raise ConfigError(f"Both service and {named[0]} are given; leave one out.")
+    return service(values, environ) if given is None else given
+
+
+def service(values: Values, environ: Mapping[str, str]) -> Service:
+    """The service and its key, from flags and the variables that the official SDK reads. Raises ConfigError."""
+    url: str = values.get("base_url", environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+    if url == LOCAL:
+        raise ConfigError("The base URL local is the embedded server's; ask for it with --local.")
+    return Service(
+        base_url=url if url else Service().base_url,
+        api_key=_key(values, environ),
+        organization=environ.get("OPENAI_ORG_ID"),
+        project=environ.get("OPENAI_PROJECT_ID"),
+        headers=_headers(values, environ),
+        ca_bundle=values.get("ca_bundle"),
+        allow_http=values.get("allow_http", False),
+    )
+
+
+def _headers(values: Values, environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    headers = []
+    for name, source in values.get("header", ()):
+        kind, colon, variable = source.partition(":")
+        if kind != "env" or not colon:
+            raise ConfigError(f"The header {name} must take its value from a variable: {name}=env:VAR.")
+        if variable not in environ:
+            raise ConfigError(f"The header {name} takes its value from the variable {variable}, which is not set.")
+        headers.append((name, environ[variable]))
+    return tuple(headers)
+
+
+def _key(values: Values, environ: Mapping[str, str]) -> str | Callable[[], str]:
+    path = values.get("api_key_file")
+    if path is not None:
+        if "api_key_env" in values:
+            raise ConfigError("Both api_key_env and api_key_file are given; leave one out.")
+        _key_in(path)
+        return lambda: _key_in(path)
+    variable = values.get("api_key_env", "OPENAI_API_KEY")
+    key = environ.get(variable, "").strip()
+    if not key:
+        raise ConfigError(
+            f"There is no key: the variable {variable} is not set; set it, or name another with --api-key-env or a file with"
+            " --api-key-file, or try --local, which needs none."
+        )
+    return key
+
+
+def _key_in(path: str) -> str:
+    key = _read(path, "The key file").strip()
+    if not key:
+        raise ConfigError(f"The key file {path} is empty.")
+    return key

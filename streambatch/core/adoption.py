@@ -1,0 +1,55 @@
+"""Which of several batches that carry a shard's tag is the one to go on with. Pure."""
+
+import msgspec
+
+from streambatch.core import tags
+from streambatch.core.events import Found
+from streambatch.core.wire import BatchInfo
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """`keep` is the batch to adopt (None: none can be), `create` the highest create number that was ever used."""
+
+    keep: Found | None
+    create: int
+
+
+def found(batch: BatchInfo, run: str, owner: str | None) -> Found | None:
+    """A listed batch as a find, if it is ours: by its tag, or because it runs a file of the shard `owner`."""
+    tag = tags.parse_tag(batch.metadata)
+    if tag is not None and tag.run != run:
+        tag = None
+    if tag is None and owner is None:
+        return None
+    return Found(
+        batch_id=batch.id,
+        shard=tag.shard if tag else str(owner),
+        create=tag.create if tag else 0,
+        file_id=batch.input_file_id,
+        hash=batch.metadata.get(tags.HASH, ""),
+        rows=batch.metadata.get(tags.ROWS, ""),
+        status=_status(batch),
+        created_at=batch.created_at,
+    )
+
+
+def unknowable(batch: BatchInfo) -> bool:
+    """Whether a listed batch shows neither metadata nor input file: then absence from the list proves nothing."""
+    return not batch.metadata and not batch.input_file_id
+
+
+def choose(batches: list[Found]) -> Choice:
+    """Finished ones first (they hold paid results), then the earliest live one; failed ones ran nothing."""
+    usable = [b for b in batches if b.status != "failed"]
+    best = min(usable, key=lambda b: (_rank(b.status), b.create, b.created_at), default=None)
+    return Choice(best, max((b.create for b in batches), default=0))
+
+
+def _rank(status: str) -> int:
+    return {"completed": 0, "expired": 1, "cancelled": 2}.get(status, 3)
+
+
+def _status(batch: BatchInfo) -> str:
+    """A failed batch with result files ran something, so it counts as finished work."""
+    salvage = batch.status == "failed" and (batch.output_file_id or batch.error_file_id)
+    return "completed" if salvage else batch.status

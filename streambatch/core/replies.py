@@ -1,0 +1,175 @@
+"""The model's answer in a successful result line, as JSON text, and a user's row with it appended. Pure.
+
+What is passed on stays as the service and the user wrote it: values are cut out, never written anew where that can be helped.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+NULL = b"null"
+NO_TEXT = "the service answered without a text"
+
+Answer = tuple[bytes, str | None]  # JSON text of the value; why there is none
+
+
+class _Message(msgspec.Struct, gc=False):
+    content: msgspec.Raw = msgspec.Raw(NULL)
+    refusal: str | None = None
+
+
+class _Choice(msgspec.Struct, gc=False):
+    message: _Message | None = None
+    text: msgspec.Raw = msgspec.Raw(NULL)
+    finish_reason: str | None = None
+
+
+class _Choices(msgspec.Struct, gc=False):
+    choices: list[_Choice]
+
+
+class _Part(msgspec.Struct, gc=False):
+    type: str = ""
+    text: str = ""
+    refusal: str | None = None
+
+
+class _Item(msgspec.Struct, gc=False):
+    type: str = ""
+    content: list[_Part] | None = None
+
+
+class _Output(msgspec.Struct, gc=False):
+    output: list[_Item]
+
+
+class _Embedding(msgspec.Struct, gc=False):
+    embedding: msgspec.Raw
+
+
+class _Data(msgspec.Struct, gc=False):
+    data: list[_Embedding]
+
+
+class _Results(msgspec.Struct, gc=False):
+    results: msgspec.Raw
+
+
+# -- the value in a body
+
+
+def _chat(body: _Choices) -> Answer:
+    choice = body.choices[0] if body.choices else _Choice()
+    message = choice.message if choice.message is not None else _Message()
+    return _value(bytes(message.content), message.refusal, choice.finish_reason)
+
+
+def _completion(body: _Choices) -> Answer:
+    choice = body.choices[0] if body.choices else _Choice()
+    return _value(bytes(choice.text), None, choice.finish_reason)
+
+
+def _value(raw: bytes, refusal: str | None, finish_reason: str | None) -> Answer:
+    if raw != NULL:
+        return raw if raw.isascii() else raw.decode(errors="replace").encode(), None
+    if refusal:
+        return NULL, f"the model refused: {refusal}"
+    return NULL, NO_TEXT if finish_reason is None else f"{NO_TEXT} (finish_reason {finish_reason})"
+
+
+def _response(body: _Output) -> Answer:
+    """All texts of all messages, as the official SDK's `output_text`."""
+    parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
+    texts = [part.text for part in parts if part.type == "output_text"]
+    if texts:
+        return msgspec.json.encode("".join(texts)), None
+    return _value(NULL, next((part.refusal for part in parts if part.refusal), None), None)
+
+
+def _embedding(body: _Data) -> Answer:
+    """The vector (or its base64 text); of a row with several inputs the list of them."""
+    vectors = [bytes(entry.embedding) for entry in body.data]
+    if not vectors:
+        return _value(NULL, None, None)
+    return (vectors[0] if len(vectors) == 1 else b"[" + b",".join(vectors) + b"]"), None
+
+
+def _moderation(body: _Results) -> Answer:
+    return bytes(body.results), None
+
+
+def _whole(body: msgspec.Raw) -> Answer:
+    return bytes(body), None
+
+
+_Reader = tuple[Any, Callable[[Any], Answer]]  # the type of a body; the answer in it
+
+_READERS: dict[str, _Reader] = {
+    "chat/completions": (_Choices, _chat),
+    "responses": (_Output, _response),
+    "completions": (_Choices, _completion),
+    "embeddings": (_Data, _embedding),
+    "moderations": (_Results, _moderation),
+}
+
+
+# -- whole lines and rows
+
+
+class AnswerReader:
+    """Reads answers of one endpoint, such as `/v1/chat/completions`; of an unknown one the answer is the whole body."""
+
+    def __init__(self, endpoint: str) -> None:
+        name = next((name for name in _READERS if endpoint.rstrip("/").endswith(f"/{name}")), None)
+        reader: _Reader = (msgspec.Raw, _whole) if name is None else _READERS[name]
+        self._type, self._read = reader
+        self._line = msgspec.json.Decoder(_line_type(self._type))
+        self._text_line = msgspec.json.Decoder(_line_type(str))
+
+    def read(self, line: bytes) -> Answer:
+        """The answer in a successful result line."""
+        try:
+            body = self._body(line)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = self._mended(line)
+        if body is None:
+            return NULL, "the service's answer has not the shape of this endpoint"
+        return self._read(body)
+
+    def _body(self, line: bytes) -> Any:
+        try:
+            return self._line.decode(line).response.body
+        except msgspec.ValidationError:
+            return msgspec.json.decode(self._text_line.decode(line).response.body, type=self._type)
+
+    def _mended(self, line: bytes) -> Any:
+        """The body of a line that holds half a surrogate pair, which only the tolerant decoder takes; None if that is not all."""
+        try:
+            text = json.dumps(json.loads(line), ensure_ascii=False)
+            return self._body(text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace").encode())
+        except (ValueError, RecursionError):
+            return None
+
+
+def _line_type(body: Any) -> Any:
+    response = msgspec.defstruct("Response", [("body", body)], gc=False)
+    return msgspec.defstruct("Line", [("response", response)], gc=False)
+
+
+def with_answer(row: bytes, column: str, answer: bytes, error: str | None) -> bytes:
+    """The user's row, a JSON object, with NAME and NAME_error before its last brace, and a newline."""
+    inner = row.strip(b" \t\r\n")[:-1]
+    comma = b"" if not inner[1:].strip(b" \t\r\n") else b", "
+    name, error_name = msgspec.json.encode(column), msgspec.json.encode(f"{column}_error")
+    return b"%b%b%b: %b, %b: %b}\n" % (inner, comma, name, answer, error_name, msgspec.json.encode(error))
+
+
+def object_keys(row: bytes) -> frozenset[str] | None:
+    """The names in a row that is a JSON object in valid UTF-8; None for any other row."""
+    try:
+        row.decode()
+        return frozenset(msgspec.json.decode(row, type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None

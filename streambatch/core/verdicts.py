@@ -1,0 +1,97 @@
+"""What a batch's state, or a refused create, means for its shard and for the run. Pure: nouns in, one verdict out.
+
+A verdict is the event to journal, and whether the run must pause or halt because of it.
+"""
+
+import msgspec
+
+from streambatch.core import events as e
+from streambatch.core.jobs import RefusedLine
+from streambatch.core.models import Shard
+from streambatch.core.wire import BatchInfo, Refusal, refusal_of_batch, refusal_of_error, token_limit
+from streambatch.errors import ApiError
+
+
+class Verdict(msgspec.Struct, frozen=True):
+    """`event` to journal; `pause` (exit 4) or `halt` (exit 2) carries the sentence when the run can't go on as it is,
+    `stop` the service's error when only a later visit can go on."""
+
+    event: e.ShardEvent
+    pause: str | None = None
+    halt: str | None = None
+    retry_after_s: float | None = None
+    stop: ApiError | None = None
+
+
+def of_batch(shard: Shard, batch: BatchInfo) -> Verdict | None:
+    """What a looked-up batch means; None while it is not finished. Words that nobody knows mean "not finished"."""
+    if not batch.terminal:
+        return None
+    if batch.status == "failed" and not (batch.output_file_id or batch.error_file_id):
+        return _failed(shard, batch)
+    return Verdict(_finished(shard, batch))
+
+
+def _finished(shard: Shard, batch: BatchInfo, refused: tuple[RefusedLine, ...] = ()) -> e.BatchFinished:
+    return e.BatchFinished(
+        shard=shard.name,
+        batch_id=batch.id,
+        status=batch.status,
+        output_id=batch.output_file_id,
+        error_id=batch.error_file_id,
+        total=batch.total,
+        completed=batch.completed,
+        failed=batch.failed,
+        refused=refused,
+    )
+
+
+def _failed(shard: Shard, batch: BatchInfo) -> Verdict:
+    """A batch that failed at validation: nothing of it ran."""
+    first = batch.errors[0] if batch.errors else None
+    reason = f"{first.code}: {first.message}" if first else "the service gave no reason"
+    match refusal_of_batch(batch.errors):
+        case Refusal.QUEUE_FULL:
+            return Verdict(e.Refused(shard=shard.name, reason=reason, limit=token_limit(reason)))
+        case Refusal.BILLING:
+            return Verdict(e.Refused(shard=shard.name, reason=reason), pause=_billing(reason))
+        case Refusal.FILE_GONE:
+            return Verdict(e.InputLost(shard=shard.name, reason=reason))
+        case Refusal.RUN:
+            return Verdict(e.Refused(shard=shard.name, reason=reason), halt=_run_refused(shard, reason))
+        case Refusal.ROWS:
+            lines = tuple(RefusedLine(x.line, x.code, x.message) for x in batch.errors if x.line is not None)
+            return Verdict(_finished(shard, batch, lines))
+        case _ if shard.rows == 1:
+            return Verdict(_finished(shard, batch, (RefusedLine(1, first.code if first else "failed", reason),)))
+        case _:
+            return Verdict(_halved(shard, reason))
+
+
+def of_refused_create(shard: Shard, error: ApiError) -> Verdict | None:
+    """What an answered, unsuccessful create means; None where the error is nobody's word on this shard."""
+    reason = str(error)
+    match refusal_of_error(error):
+        case Refusal.QUEUE_FULL:
+            limit = token_limit(reason)
+            return Verdict(e.Refused(shard=shard.name, reason=reason, limit=limit), retry_after_s=error.retry_after_s)
+        case Refusal.BILLING:
+            return Verdict(e.Refused(shard=shard.name, reason=reason), pause=_billing(reason))
+        case Refusal.FILE_GONE:
+            return Verdict(e.InputLost(shard=shard.name, reason=reason))
+        case Refusal.TOO_LARGE if shard.rows > 1:
+            return Verdict(_halved(shard, reason))
+        case _:
+            return None
+
+
+def _halved(shard: Shard, reason: str) -> e.Returned:
+    return e.Returned(shard=shard.name, max_rows=max(1, shard.rows // 2), reason=reason)
+
+
+def _billing(reason: str) -> str:
+    return f"The service refuses to take more work for billing reasons ({reason}); settle that there, then run the same command again."
+
+
+def _run_refused(shard: Shard, reason: str) -> str:
+    return f"The service refuses every batch of this run ({reason}); change the model, the endpoint or the input, and start a new run."

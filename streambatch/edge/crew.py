@@ -1,0 +1,81 @@
+"""Workers for a blocking caller: each with a thread that waits for its process, or none and the caller does the work."""
+
+import threading
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Self
+
+from streambatch.core.jobs import Job, Manifest
+from streambatch.edge.jobs import run_job
+from streambatch.edge.processes import Worker
+
+AHEAD = 2  # jobs per worker that are given out before the first answer is taken
+
+
+class Answer:
+    """What became of one job, once somebody has done it."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._done: SimpleQueue[Manifest | BaseException] = SimpleQueue()
+
+    def put(self, made: Manifest | BaseException) -> None:
+        self._done.put(made)
+
+    def wait(self) -> None:
+        """Waits for it, whatever it is."""
+        self._done.get()
+
+    def get(self) -> Manifest:
+        """Waits for it. Raises what the job raised."""
+        made = self._done.get()
+        if isinstance(made, BaseException):
+            raise made
+        return made
+
+
+class Crew:
+    """So many worker processes; with 0 each job is done where it is submitted. Leaving kills what is still at work."""
+
+    def __init__(self, workers: int) -> None:
+        self._jobs: SimpleQueue[Answer | None] = SimpleQueue()
+        self._workers = [Worker() for _ in range(workers)]
+        self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
+
+    @property
+    def ahead(self) -> int:
+        """How many answers may be open before the first one is waited for."""
+        return AHEAD * len(self._workers)
+
+    def submit(self, job: Job) -> Answer:
+        """Jobs begin in the order of their coming."""
+        answer = Answer(job)
+        if self._workers:
+            self._jobs.put(answer)
+        else:
+            answer.put(run_job(job))
+        return answer
+
+    def __enter__(self) -> Self:
+        for worker, thread in zip(self._workers, self._threads, strict=True):
+            worker.start()
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        for worker in self._workers:
+            self._jobs.put(None)
+            if kind is not None:
+                worker.kill()
+        for thread in self._threads:
+            thread.join()
+        for worker in self._workers:
+            worker.close()
+
+    def _serve(self, worker: Worker) -> None:
+        while (answer := self._jobs.get()) is not None:
+            try:
+                answer.put(worker.call(answer.job))
+            except BaseException as error:  # noqa: BLE001 - raised where the answer is taken
+                answer.put(error)
+        worker.leave()

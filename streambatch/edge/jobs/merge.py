@@ -1,0 +1,273 @@
+"""The merge job: one complete segment's answers in input order, and a line for each of its errors.
+
+Blocking, bounded memory. Which outcome is the newest and how a line reads is decided in `core.merging` and `core.replies`.
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import msgspec
+import xxhash
+
+from streambatch.core.jobs import BadRow, Merge, MergedFiles, MergePart
+from streambatch.core.lines import is_blank
+from streambatch.core.merging import (
+    ErrorLine,
+    Newest,
+    Reasons,
+    Record,
+    as_object,
+    reason_of,
+    reason_of_note,
+)
+from streambatch.core.replies import NULL, AnswerReader, object_keys, with_answer
+from streambatch.core.settling import BAD_ROW, NOTES, OPEN, RECORD, Kind
+from streambatch.edge.gathering import Spans, gather, read_span
+from streambatch.edge.placing import Sink
+from streambatch.edge.sidecars import read_ids, read_origins
+from streambatch.edge.sources import read_lines
+from streambatch.errors import JournalError, SourceError
+
+MAX_ROW_BYTES = 32 << 20  # of the user's rows that are given back
+MAX_ERROR_BYTES = 1 << 20  # of a service's error line
+
+
+def merge(spec: Merge) -> MergedFiles:
+    """Write `out` and `err`. Raises JournalError for a row without an outcome, SourceError for a changed input, OSError."""
+    with ExitStack() as stack:
+        segment = _Segment(spec, stack)
+        if spec.emit == "rows":
+            segment.write_rows()
+        else:
+            segment.write_results()
+        return segment.finish()
+
+
+class _Segment:
+    """One segment on its way into the two files."""
+
+    def __init__(self, spec: Merge, stack: ExitStack) -> None:
+        self._spec = spec
+        self._stack = stack
+        self._files: dict[tuple[int, int], int] = {}
+        self._ids: dict[int, list[bytes]] = {}
+        self._newest = _newest(spec)
+        self._bad = _bad_rows(spec)
+        self._check()
+        self._out, self._err = (self._create(path) for path in (spec.out, spec.err))
+        self._reasons = Reasons()
+        self._errors = 0
+
+    def _create(self, path: str) -> Sink:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._stack.callback(os.close, fd)
+        return Sink(fd)
+
+    def _check(self) -> None:
+        """Each row has its one outcome. Raises JournalError."""
+        kinds = self._newest.kinds
+        left, spec = kinds.count(Kind.LEFT), self._spec
+        if left:
+            raise JournalError(
+                f"Segment {spec.segment} has {left} rows that wait for another try: it can't be merged yet."
+            )
+        rows = len(kinds) - kinds.count(OPEN) + sum(1 for row in self._bad if kinds[row] == OPEN)
+        if spec.rows is not None and rows != spec.rows:
+            raise JournalError(
+                f"Segment {spec.segment} has {spec.rows} rows, of which {rows} have an outcome: the run directory is damaged."
+            )
+
+    # -- results
+
+    def write_results(self) -> None:
+        """The provider's lines, byte for byte; then the errors, in row order."""
+        parts, files, offsets, lengths = self._newest.done()
+        pairs = [*zip(parts, files, strict=True)]
+        order = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
+        sources = None if len(order) == 1 else [order[pair] for pair in pairs]
+        fds = [self._file(*pair) for pair in order]
+        self._out.end = gather(self._out.fd, self._out.end, fds, Spans(offsets, lengths, sources))
+        kinds = self._newest.kinds
+        failed = {row for row in range(len(kinds)) if kinds[row] == Kind.ERROR}
+        for row in sorted(failed | self._bad.keys()):
+            self._write_error(row)
+
+    def _file(self, part: int, file: int) -> int:
+        """The open result file (or notes) of a part."""
+        key = (part, file)
+        if key not in self._files:
+            place: MergePart = self._spec.parts[part]
+            path = (place.output, place.error, f"{place.stem}.notes")[file]
+            if path is None:
+                raise JournalError(f"{place.stem}.outcome points into a result file that shard does not have.")
+            self._files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            self._stack.callback(os.close, self._files[key])
+        return self._files[key]
+
+    # -- errors
+
+    def _write_error(self, row: int) -> str | None:
+        """A row's line in the errors file; its reason, or None for a row that was asked to be left out."""
+        bad = self._bad.get(row)
+        if bad is not None and bad.skipped:
+            return None
+        line = self._sent_error(row) if bad is None else _bad_error(self._spec, bad)
+        self._err.add(msgspec.json.encode(line) + b"\n")
+        self._reasons.add(line.class_, line.reason)
+        self._errors += 1
+        return line.reason
+
+    def _sent_error(self, row: int) -> ErrorLine:
+        record = self._newest.record(row)
+        text = self._service_line(row, record)
+        file, line = _place(self._spec, row)
+        return ErrorLine(
+            ordinal=self._spec.first_ordinal + row,
+            file=file,
+            line=line,
+            custom_id=self._custom_id(row),
+            class_=record.row_class.label,
+            reason=reason_of_note(text) if record.file == NOTES and text else reason_of(record.row_class, text),
+            attempts=record.attempts,
+            result=None if text is None else as_object(text),
+        )
+
+    def _service_line(self, row: int, record: Record) -> bytes | None:
+        if not record.length:
+            return None
+        fd = self._file(self._newest.parts[row], record.file)
+        return read_span(fd, record.offset, min(record.length, MAX_ERROR_BYTES))
+
+    def _custom_id(self, row: int) -> str:
+        part = self._newest.parts[row]
+        if part not in self._ids:
+            self._ids[part] = read_ids(self._spec.parts[part].stem)[1]
+        return self._ids[part][self._newest.places[row]].decode()
+
+    # -- rows
+
+    def write_rows(self) -> None:
+        """The user's rows with their answers. Raises SourceError where the input is not what was sent."""
+        answers = AnswerReader(self._spec.endpoint)
+        source_hash = xxhash.xxh3_128()
+        row = 0
+        for line in _source_lines(self._spec, source_hash):
+            if row >= self._spec.lines:
+                raise self._changed()
+            self._write_row(row, line, answers)
+            row += 1
+        if row != self._spec.lines or source_hash.hexdigest() != self._spec.source_hash:
+            raise self._changed()
+
+    def _write_row(self, row: int, line: bytes | None, answers: AnswerReader) -> None:
+        column, record = self._spec.column, self._newest.record(row)
+        if row in self._bad:
+            self._write_bad(row, line)
+        elif record.kind == Kind.DONE and line is not None:
+            result = read_span(self._file(self._newest.parts[row], record.file), record.offset, record.length)
+            self._out.add(with_answer(line, column, *answers.read(result)))
+        elif record.kind == Kind.ERROR and line is not None:
+            self._out.add(with_answer(line, column, NULL, self._write_error(row)))
+        elif line is None or not is_blank(line):
+            raise self._changed()
+
+    def _write_bad(self, row: int, line: bytes | None) -> None:
+        reason = self._write_error(row)
+        keys = None if line is None or reason is None else object_keys(line)
+        if line is None or keys is None:
+            return
+        taken = {self._spec.column, f"{self._spec.column}_error"} & keys
+        row_out = line.strip(b" \t\r\n") + b"\n" if taken else with_answer(line, self._spec.column, NULL, reason)
+        self._out.add(row_out)
+
+    def _changed(self) -> SourceError:
+        first, last = _place(self._spec, 0), _place(self._spec, self._spec.lines - 1)
+        return SourceError(
+            f"{first[0]} has changed since its rows were sent (somewhere from line {first[1]} to {last[0]}, line {last[1]}):"
+            " put the file back as it was, then run the same command again.",
+            path=first[0],
+            line=first[1],
+        )
+
+    def finish(self) -> MergedFiles:
+        self._out.flush()
+        self._err.flush()
+        bad = list(self._bad.values())
+        return MergedFiles(
+            out_bytes=self._out.end,
+            err_bytes=self._err.end,
+            done=self._newest.kinds.count(Kind.DONE),
+            errors=self._errors,
+            skipped=sum(row.skipped for row in bad),
+            reasons=self._reasons.top(),
+        )
+
+
+# -- what goes in
+
+
+def _newest(spec: Merge) -> Newest:
+    newest = Newest(spec.lines)
+    for index, part in enumerate(spec.parts):
+        with open(f"{part.stem}.outcome", "rb") as file:
+            outcome = file.read()
+        if len(outcome) % RECORD.size:
+            raise _damaged(part)
+        if len(spec.parts) == 1 and part.segment is not None and len(outcome) == len(newest.records):
+            newest.overlay_whole(outcome)
+        else:
+            newest.overlay(index, _rows_of(spec, part, len(outcome) // RECORD.size), outcome)
+    return newest
+
+
+def _rows_of(spec: Merge, part: MergePart, records: int) -> list[tuple[int, int]]:
+    """(line of the part, row of this segment). Raises JournalError where the part's files don't belong together."""
+    if part.segment is not None:
+        rows = read_ids(part.stem)[0]
+        found = list(enumerate(rows))
+    else:
+        origins = read_origins(part.stem)
+        rows = [row for segment, row in origins if segment == spec.segment]
+        found = [(place, row) for place, (segment, row) in enumerate(origins) if segment == spec.segment]
+    if (len(rows) if part.segment is not None else len(origins)) != records or max(rows, default=0) >= max(
+        spec.lines, 1
+    ):
+        raise _damaged(part)
+    return found
+
+
+def _damaged(part: MergePart) -> JournalError:
+    return JournalError(f"{part.stem}.outcome does not fit its shard: the run directory is damaged.")
+
+
+def _bad_rows(spec: Merge) -> dict[int, BadRow]:
+    if spec.bad is None:
+        return {}
+    decode = msgspec.json.Decoder(BadRow).decode
+    with open(spec.bad, "rb") as file:
+        return {bad.row: bad for bad in map(decode, file)}
+
+
+def _bad_error(spec: Merge, bad: BadRow) -> ErrorLine:
+    ordinal = spec.first_ordinal + bad.row
+    return ErrorLine(ordinal, bad.file, bad.line, bad.custom_id, BAD_ROW, bad.reason, 0, None)
+
+
+def _place(spec: Merge, row: int) -> tuple[str, int]:
+    """The file and the line, from 1, of a row."""
+    piece = spec.pieces[0]
+    for later in spec.pieces[1:]:
+        if later.first_row <= row:
+            piece = later
+    return piece.name, piece.first_line + row - piece.first_row + 1
+
+
+def _source_lines(spec: Merge, source_hash: xxhash.xxh3_128) -> Iterator[bytes | None]:
+    """The user's lines again, hashed on the way; None for one that is too long to be held."""
+    for piece in spec.pieces:
+        for chunk in read_lines(piece.path, piece.name, piece.start, piece.end, max_line_bytes=MAX_ROW_BYTES):
+            source_hash.update(chunk.data)
+            yield from chunk.lines
+            if chunk.long_bytes:
+                yield None

@@ -1,0 +1,201 @@
+"""Finding batches that the journal does not know, and proving that a doubted create took no effect.
+
+One sweep of the list serves everyone who waits for one. Buys nothing and cancels nothing.
+"""
+
+import anyio
+
+from streambatch.core import adoption as choice
+from streambatch.core import events as e
+from streambatch.core import tags
+from streambatch.core.lifecycle import Create
+from streambatch.core.models import Shard, ShardState
+from streambatch.core.wire import BatchInfo
+from streambatch.edge.journal import Store
+from streambatch.engine.context import Visit
+from streambatch.errors import ApiError, ConfigError, Paused
+
+MARGIN_S = 60.0  # between the service's clocks of a list and of a file
+ADOPTABLE = (ShardState.SEALED, ShardState.UPLOADED, ShardState.DOUBTED)
+DOUBTS_PER_SHARD = 3
+UNKNOWABLE = (
+    "The service's list shows batches without metadata and without input file, so a batch that hides can't be told from one that"
+    " was never created; nothing more is bought."
+)
+
+
+class Adoption:
+    """Sweeps the list for this run's batches. Times are monotonic seconds of this process."""
+
+    def __init__(self, visit: Visit, cut: str) -> None:
+        self._visit = visit
+        self._cut = cut
+        self._lock = anyio.Lock()
+        self._swept_from = float("-inf")  # when the last whole sweep began
+        self._horizon: float | None = float("inf")  # how far back it read (None: to the end)
+        self._unknowable = False
+        self._doubted_at: dict[str, float] = {}
+        self._doubts: dict[str, int] = {}
+
+    # -- before anything is bought
+
+    async def first_sweep(self) -> None:
+        """Open the gates. A run that may have batches which this journal does not know is swept first."""
+        visit = self._visit
+        visit.phase = "sweeping"
+        resumed = await visit.journal.read(Store.count, *ShardState)
+        fresh_id = not visit.started.known_id
+        if fresh_id and not resumed:
+            visit.may_upload = visit.may_create = True
+        elif await visit.journal.read(Store.last, e.Swept) is not None or fresh_id:
+            await self._sweep(visit.started.server_date - MARGIN_S, since=visit.began)
+            visit.may_upload = visit.may_create = True
+        else:
+            await self._sweep(None, since=visit.began)
+            visit.may_upload = True
+            visit.tasks.start_soon(self._first_grace)
+        visit.phase = "running"
+        visit.bell.ring()
+
+    async def _first_grace(self) -> None:
+        """A run known by its id alone is one doubt as a whole: a full grace and one more sweep before the first create."""
+        visit = self._visit
+        end = visit.began + visit.config.adopt_grace_s
+        visit.note = "waiting for batches of this run id to show in the list"
+        await visit.world.clock.sleep(max(0.0, end - visit.world.clock.monotonic()))
+        await self._sweep(None, since=visit.world.clock.monotonic())
+        visit.note = ""
+        if self._unknowable:
+            visit.end("paused", UNKNOWABLE, 4)
+            return
+        await visit.journal.append(e.Swept())
+        visit.may_create = True
+        visit.bell.ring()
+
+    # -- one doubt
+
+    async def search(self, shard: Shard) -> e.ShardEvent:
+        """The batch of a doubted create, or its proven absence: a full grace, then one more whole sweep."""
+        visit = self._visit
+        clock = visit.world.clock
+        self._count_doubt(shard)
+        oldest = await visit.journal.read(Store.oldest_file, shard.name)
+        horizon = visit.started.server_date if oldest is None else oldest
+        grace_end = self._doubted_at.setdefault(shard.name, clock.monotonic()) + visit.config.adopt_grace_s
+        while True:
+            began = clock.monotonic()
+            await self._sweep(horizon - MARGIN_S, since=began)
+            picked = choice.choose(await visit.journal.read(Store.found, shard.name))
+            if picked.keep is not None:
+                return _adopted(shard, picked.keep)
+            if began >= grace_end:
+                if self._unknowable:
+                    raise Paused(UNKNOWABLE)
+                del self._doubted_at[shard.name]
+                return e.Absent(shard=shard.name, create=shard.create)
+            await clock.sleep(max(0.05, min(grace_end - clock.monotonic(), visit.config.adopt_grace_s / 8)))
+
+    def _count_doubt(self, shard: Shard) -> None:
+        self._doubts[shard.name] = self._doubts.get(shard.name, 0) + 1
+        if self._doubts[shard.name] > DOUBTS_PER_SHARD:
+            raise ApiError(
+                f"The service left {DOUBTS_PER_SHARD} creates of shard {shard.name} without an answer; run the same command"
+                " again when it answers."
+            )
+
+    # -- sweeping
+
+    async def _sweep(self, horizon: float | None, *, since: float) -> None:
+        """Read the list back to `horizon` (the service's clock; None: to its end), in a sweep begun after `since`."""
+        async with self._lock:
+            if self._swept_from >= since and _reaches(self._horizon, horizon):
+                return
+            began = self._visit.world.clock.monotonic()
+            await self._read_list(horizon)
+            self._swept_from, self._horizon = began, horizon
+        await self.settle_found()
+
+    async def _read_list(self, horizon: float | None) -> None:
+        after: str | None = None
+        while True:
+            page = await self._visit.world.api.list_batches(after, 100)
+            for batch in page.data:
+                await self.consider(batch)
+            after = page.last_id
+            oldest = page.data[-1].created_at if page.data else 0.0
+            if not page.has_more or not page.data or (horizon is not None and oldest < horizon):
+                return
+
+    async def consider(self, batch: BatchInfo) -> None:
+        """Journal a listed batch if it is this run's and unknown. Raises ConfigError where it can't belong here."""
+        visit = self._visit
+        self._unknowable |= choice.unknowable(batch)
+        if await visit.journal.read(Store.knows_batch, batch.id):
+            return
+        owner = await visit.journal.read(Store.file_owner, batch.input_file_id) if batch.input_file_id else None
+        find = choice.found(batch, visit.started.run_id, owner)
+        if find is None or visit.driving.get(find.shard) is Create:
+            return  # not ours, or its create is on its way: that answer says it
+        self._check_cut(batch)
+        await visit.journal.append(find)
+
+    def _check_cut(self, batch: BatchInfo) -> None:
+        cut = batch.metadata.get(tags.CUT)
+        if cut is not None and cut != self._cut:
+            raise ConfigError(
+                f"Batch {batch.id} of run {self._visit.started.run_id} was made with other settings ({cut}, now {self._cut});"
+                " use the settings it was started with, or another --run-id."
+            )
+
+    # -- adopting
+
+    async def settle_found(self) -> None:
+        """Give every find whose shard is here and waits to that shard."""
+        visit = self._visit
+        names = {find.shard for find in await visit.journal.read(Store.found)}
+        for name in sorted(names):
+            shard = await visit.claim(name, *ADOPTABLE)
+            if shard is None:
+                self._check_remainder(name, await visit.journal.read(Store.shard, name))
+                continue
+            try:
+                for event in await self.of_fresh(shard):
+                    await visit.journal.append(event)
+            finally:
+                visit.release(name)
+
+    async def of_fresh(self, shard: Shard) -> list[e.ShardEvent]:
+        """What finds mean for a shard that waits: the events that adopt one, or none."""
+        finds = await self._visit.journal.read(Store.found, shard.name)
+        other = next((f for f in finds if f.hash and f.hash != shard.hash), None)
+        if other is not None:
+            raise ConfigError(
+                f"Batch {other.batch_id} runs shard {shard.name} of this run id with other content; the input or the settings"
+                " changed since: restore them, or use another --run-id."
+            )
+        picked = choice.choose(finds)
+        return [] if picked.keep is None else [_adopted(shard, picked.keep)]
+
+    def _check_remainder(self, name: str, shard: Shard | None) -> None:
+        if shard is None and tags.is_remainder(name):
+            self._visit.end(
+                "paused",
+                f"A batch of remainder {name} was found, but the journal that says which rows it carries is lost; buying its rows"
+                " again needs another --run-id.",
+                4,
+            )
+
+
+def _adopted(shard: Shard, find: e.Found) -> e.Submitted:
+    return e.Submitted(
+        shard=shard.name,
+        batch_id=find.batch_id,
+        file_id=find.file_id,
+        create=max(find.create, shard.create),
+        found=True,
+    )
+
+
+def _reaches(swept: float | None, wanted: float | None) -> bool:
+    """Whether a sweep back to `swept` read at least as far as `wanted`."""
+    return swept is None or (wanted is not None and swept <= wanted)

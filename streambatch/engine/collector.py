@@ -1,0 +1,165 @@
+"""The collector: admits finished batches, merges complete segments in turn, seals remainders, and knows when a visit is over."""
+
+from streambatch.core import events as e
+from streambatch.core import jobs, lifecycle
+from streambatch.core.models import Shard, ShardState
+from streambatch.edge.journal import SegmentRow, Store
+from streambatch.engine.context import Visit
+from streambatch.engine.maker import segment_name
+from streambatch.engine.pool import Pool
+from streambatch.errors import JournalError
+
+COLLECTING = (ShardState.ADMITTED, ShardState.DOWNLOADED)
+MOVING = (*lifecycle.IN_FLIGHT, ShardState.FINISHED, *COLLECTING)
+
+
+class Collector:
+    """The only writer of the sinks."""
+
+    def __init__(self, visit: Visit, pool: Pool) -> None:
+        self._visit = visit
+        self._pool = pool
+
+    async def run(self) -> None:
+        """Return when the visit is over: everything merged, or nothing left to do in it."""
+        visit = self._visit
+        while True:
+            ticket = visit.bell.ticket()
+            await self._admit()
+            moved = await self._merge_next()
+            if not visit.cancelling and (visit.ended is None):
+                moved |= await self._pool.seal_due()
+            if not moved:
+                if await self._over():
+                    return
+                await visit.bell.wait(ticket, 1.0)
+
+    # -- admission
+
+    async def _admit(self) -> None:
+        """Let finished batches in, oldest segment first: few at a time, however many finish at once."""
+        visit = self._visit
+        collecting = visit.drivers(lifecycle.Download, lifecycle.Settle)
+        room = visit.capacity.collects(collecting)
+        waiting = await visit.journal.read(
+            Store.shards, (*COLLECTING, ShardState.FINISHED), room + collecting + len(visit.stuck)
+        )
+        for shard in waiting:
+            if room and await self._admit_one(shard.name):
+                room -= 1
+
+    async def _admit_one(self, name: str) -> bool:
+        shard = await self._visit.claim(name, *COLLECTING, ShardState.FINISHED)
+        if shard is None:
+            return False
+        if shard.state is ShardState.FINISHED:
+            event = e.Admitted(shard=shard.name)
+            await self._visit.journal.append(event)
+            shard = lifecycle.apply(shard, event)
+        self._visit.start_driver(shard)
+        return True
+
+    # -- merging
+
+    async def _merge_next(self) -> bool:
+        """Merge the oldest unmerged segment if every row of it has an outcome."""
+        row = await self._visit.journal.read(Store.next_to_merge)
+        if row is None or row.open_rows:
+            return False
+        await self._merge(row)
+        return True
+
+    async def _merge(self, row: SegmentRow) -> None:
+        visit = self._visit
+        job = await self._job(row)
+        made = await visit.world.executor.run(job)
+        if not isinstance(made, jobs.MergedFiles):
+            raise JournalError(f"Merging segment {row.segment.index} gave a {type(made).__name__}.")
+        last = await visit.journal.read(Store.last, e.Merged)
+        ends = (0, 0) if last is None else (last.output_end, last.errors_end)
+        output_end, errors_end = await visit.world.blocking(visit.files.append_sinks, job.out, job.err, *ends)
+        merged = e.Merged(
+            segment=row.segment.index,
+            output_end=output_end,
+            errors_end=errors_end,
+            done=made.done,
+            errors=made.errors,
+            skipped=made.skipped,
+            reasons=made.reasons,
+        )
+        await visit.journal.append(merged)
+        await self._clean(row.segment.index)
+
+    async def _job(self, row: SegmentRow) -> jobs.Merge:
+        visit, segment, settings = self._visit, row.segment, self._visit.started.settings
+        name = segment_name(segment.index)
+        parts = await visit.journal.read(Store.parts, segment.index)
+        return jobs.Merge(
+            segment=segment.index,
+            pieces=visit.pieces(segment),
+            first_ordinal=segment.first_ordinal,
+            lines=segment.lines,
+            source_hash=row.source_hash,
+            parts=tuple(self._part(shard) for shard in parts),
+            bad=visit.files.path(name, ".bad") if row.bad or row.skipped else None,
+            emit=settings.emit,
+            column=settings.column,
+            endpoint=settings.shaping.endpoint,
+            id_field=settings.shaping.id_field,
+            out=visit.files.path(name, f".merged{visit.files.suffix}"),
+            err=visit.files.path(name, f".failed{visit.files.suffix}"),
+        )
+
+    def _part(self, shard: Shard) -> jobs.MergePart:
+        stem = self._visit.files.stem(shard.name)
+        return jobs.MergePart(
+            stem=stem,
+            segment=shard.segment,
+            output=f"{stem}.output" if shard.output_id else None,
+            error=f"{stem}.error" if shard.error_id else None,
+        )
+
+    async def _clean(self, merged: int) -> None:
+        """Merged segments leave the spool, and shards whose every segment is merged."""
+        visit = self._visit
+        shards = await visit.journal.read(Store.swept, merged + 1)
+        names = [segment_name(merged), *(shard.name for shard in shards)]
+        await visit.world.blocking(visit.files.remove, names)
+        if shards:
+            await visit.journal.read(Store.mark_swept, [shard.name for shard in shards])
+
+    # -- the end
+
+    async def _over(self) -> bool:
+        visit = self._visit
+        if visit.driving:
+            return False
+        states = await visit.journal.read(Store.states)
+        moving = sum(states.get(s.value, 0) for s in MOVING) - len(visit.stuck)
+        if visit.ended is not None:
+            return moving <= 0
+        if visit.maker_done and await visit.journal.read(Store.next_to_merge) is None:
+            return True
+        return visit.once and await self._nothing_now(states)
+
+    async def _nothing_now(self, states: dict[str, int]) -> bool:
+        """With `--once`: whether all that is left is to wait for the service."""
+        visit = self._visit
+        if not (visit.may_create and visit.maker_idle):
+            return False
+        submitted = await visit.journal.read(Store.shards, (ShardState.SUBMITTED,))
+        if any(visit.young(str(shard.batch_id)) for shard in submitted):
+            return False
+        flying = sum(states.get(s.value, 0) for s in lifecycle.IN_FLIGHT)
+        sealed = states.get(ShardState.SEALED.value, 0)
+        uploaded = states.get(ShardState.UPLOADED.value, 0)
+        full = not visit.capacity.submits(flying) or bool(visit.backoff)
+        may_upload = sealed and visit.capacity.uploads(uploaded, 0)
+        if (
+            (uploaded and not full)
+            or may_upload
+            or sum(states.get(s.value, 0) for s in (ShardState.FINISHED, *COLLECTING))
+        ):
+            return False
+        visit.end("in_flight", f"{flying} batches are in flight at the service.", 5)
+        return True

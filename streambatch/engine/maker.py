@@ -1,0 +1,188 @@
+"""The maker: scans the inputs ahead, has workers prepare segments, and seals them in order.
+
+Cutting follows from the input and the journaled settings alone; how far ahead it runs follows from named capacities.
+"""
+
+from collections.abc import Iterator
+
+import anyio
+import msgspec
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from streambatch.core import events as e
+from streambatch.core import jobs, tags
+from streambatch.core.models import Segment, Shard, ShardState
+from streambatch.edge import sources
+from streambatch.edge.journal import SegmentRow, Store
+from streambatch.engine.adoption import Adoption
+from streambatch.engine.context import Visit
+from streambatch.errors import JournalError, SourceError
+
+WAITING = (ShardState.SEALED, ShardState.UPLOADED)
+LEADING_BAD_ROWS = 100  # a run whose first rows are all bad is stopped: the settings are wrong, not the rows
+
+
+class Slot:
+    """A segment on its way through a worker."""
+
+    def __init__(self, segment: Segment) -> None:
+        self.segment = segment
+        self.ready = anyio.Event()
+        self.prepared: jobs.Prepared | None = None
+
+
+class Maker:
+    """Prepares and seals segments until the inputs end."""
+
+    def __init__(self, visit: Visit, adoption: Adoption) -> None:
+        self._visit = visit
+        self._adoption = adoption
+        config = visit.config
+        self._ahead = config.prepared_ahead * max(1, config.workers)
+        self._slots = anyio.Semaphore(self._ahead)
+
+    async def run(self) -> None:
+        visit = self._visit
+        await self._adoption.first_sweep()
+        last = await visit.journal.read(Store.last_segment)
+        send, receive = anyio.create_memory_object_stream[Slot](self._ahead)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._scan, tasks, send, last)
+            await self._seal_all(receive)
+        await self._exhausted()
+        visit.maker_idle = visit.maker_done = True
+        visit.bell.ring()
+
+    # -- scanning and preparing
+
+    async def _scan(
+        self, tasks: anyio.abc.TaskGroup, send: MemoryObjectSendStream[Slot], last: SegmentRow | None
+    ) -> None:
+        segments = await self._segments(last)
+        async with send:
+            while True:
+                await self._slots.acquire()
+                segment = await self._visit.world.blocking(next, segments, None)
+                if segment is None:
+                    return
+                slot = Slot(segment)
+                tasks.start_soon(self._prepare, slot)
+                await send.send(slot)
+
+    async def _segments(self, last: SegmentRow | None) -> Iterator[Segment]:
+        visit = self._visit
+        found = await visit.journal.read(Store.found)
+        spans = [tags.parse_span(f.rows) for f in found]
+        return sources.scan(
+            visit.started.inputs,
+            visit.started.settings.limits,
+            after=None if last is None else last.segment,
+            known=dict(s for s in spans if s is not None),
+            limit=visit.config.limit,
+            rows_before=(await visit.journal.read(Store.totals)).get("rows", 0),
+        )
+
+    async def _prepare(self, slot: Slot) -> None:
+        visit = self._visit
+        name = segment_name(slot.segment.index)
+        job = jobs.Prepare(
+            pieces=visit.pieces(slot.segment),
+            first_ordinal=slot.segment.first_ordinal,
+            shaping=visit.started.settings.shaping,
+            limits=visit.started.settings.limits,
+            prefix=visit.files.stem(name),
+            suffix=visit.files.suffix,
+            stop_on_bad=visit.config.on_bad_row == "stop",
+        )
+        made = await visit.world.executor.run(job)
+        if not isinstance(made, jobs.Prepared):
+            raise JournalError(f"Preparing segment {name} gave a {type(made).__name__}.")
+        slot.prepared = made
+        slot.ready.set()
+
+    # -- sealing
+
+    async def _seal_all(self, receive: MemoryObjectReceiveStream[Slot]) -> None:
+        async with receive:
+            async for slot in receive:
+                await slot.ready.wait()
+                assert slot.prepared is not None
+                await self._room()
+                await self._seal(slot.segment, slot.prepared)
+                self._slots.release()
+
+    async def _room(self) -> None:
+        """Wait until few enough shards wait for a submit. The visit may end meanwhile."""
+        visit = self._visit
+        while True:
+            ticket = visit.bell.ticket()
+            waiting = await visit.journal.read(Store.count, *WAITING)
+            if visit.ended is None and visit.capacity.may_seal(waiting):
+                visit.maker_idle = False
+                return
+            visit.maker_idle = True
+            await visit.bell.wait(ticket, 5.0)
+
+    async def _seal(self, segment: Segment, made: jobs.Prepared) -> None:
+        visit = self._visit
+        self._check_bad_rows(segment, made)
+        shards = tuple(self._shard(segment, file) for file in made.shards)
+        endings = (".jsonl", ".ids")
+        names = [f"{file.stem}{ending}" for file in made.shards for ending in endings]
+        names.append(visit.files.path(segment_name(segment.index), ".bad"))
+        await visit.world.blocking(visit.files.settle_names, names)
+        sealed = e.SegmentSealed(
+            segment=msgspec.structs.replace(segment, lines=made.lines),
+            source_hash=made.source_hash,
+            rows=made.rows,
+            bad=made.bad,
+            skipped=made.skipped,
+            first_bad=made.first_bad,
+            shards=shards,
+        )
+        adopted = [event for shard in shards for event in await self._adoption.of_fresh(shard)]
+        await visit.journal.append(sealed, *adopted)
+        visit.bell.ring()
+
+    def _shard(self, segment: Segment, file: jobs.ShardFile) -> Shard:
+        return Shard(
+            name=file.stem.rsplit("/", 1)[-1],
+            segment=segment.index,
+            first_segment=segment.index,
+            last_segment=segment.index,
+            generation=0,
+            model=file.model,
+            rows=file.rows,
+            bytes=file.bytes,
+            tokens=file.tokens,
+            hash=file.hash,
+        )
+
+    def _check_bad_rows(self, segment: Segment, made: jobs.Prepared) -> None:
+        bad = made.first_bad
+        if bad is None:
+            return
+        where = f"{bad.file}, line {bad.line}"
+        if self._visit.config.on_bad_row == "stop":
+            raise SourceError(
+                f"{where}: {bad.reason}; mend the row, or use --on-bad-row skip.", path=bad.file, line=bad.line
+            )
+        if segment.index == 0 and made.leading_bad >= LEADING_BAD_ROWS:
+            raise SourceError(
+                f"The first {made.leading_bad} rows are all bad ({where}: {bad.reason}); change the input or the settings.",
+                path=bad.file,
+                line=bad.line,
+            )
+
+    async def _exhausted(self) -> None:
+        visit = self._visit
+        last = await visit.journal.read(Store.last_segment)
+        ordinals = 0 if last is None else last.segment.first_ordinal + last.segment.lines
+        rows = (await visit.journal.read(Store.totals)).get("rows", 0)
+        limited = visit.config.limit is not None and rows >= visit.config.limit
+        await visit.journal.append(e.Exhausted(ordinals=ordinals, limited=limited))
+
+
+def segment_name(index: int) -> str:
+    """The name of a segment's own spool files."""
+    return f"{index:06d}"

@@ -1,0 +1,88 @@
+"""The last step of a run, and its undoing: partials get their final names, or a finished run is opened again.
+
+Intent before effect here too: what will be published is journaled first, so a crash between two renames is completed.
+"""
+
+import os
+from pathlib import Path
+
+from streambatch.core import events as e
+from streambatch.edge import files as disk
+from streambatch.edge.files import Blocking, RunFiles
+from streambatch.edge.journal import Journal, Store
+from streambatch.errors import ConfigError
+
+
+class Publisher:
+    """Moves the two partials of one run. `output` is an absolute path, or "-" for stdout."""
+
+    def __init__(self, output: str, files: RunFiles, journal: Journal, blocking: Blocking) -> None:
+        self._output = output
+        self._files = files
+        self._journal = journal
+        self._blocking = blocking
+
+    @property
+    def errors(self) -> str:
+        """Where the errors file stands when all is done."""
+        return errors_name(self._output, str(self._files.folder))
+
+    async def publish(self, exit_code: int) -> None:
+        """Errors first, OUTPUT last: who sees OUTPUT sees all of it. Raises StorageError, ConfigError."""
+        intent = await self._journal.read(Store.last, e.Publishing)
+        if intent is None:
+            intent = await self._intent()
+            await self._journal.append(intent)
+        await self._rename(self._files.errors, self.errors, intent.errors_hash)
+        if self._output == "-":
+            await self._blocking(disk.send_to_stdout, self._files.output)
+        else:
+            await self._rename(self._files.output, self._output, intent.output_hash)
+        await self._journal.append(e.Published(exit_code=exit_code))
+
+    async def _intent(self) -> e.Publishing:
+        return e.Publishing(
+            output_bytes=os.path.getsize(self._files.output),
+            output_hash=await self._blocking(disk.hash_file, self._files.output),
+            errors_bytes=os.path.getsize(self._files.errors),
+            errors_hash=await self._blocking(disk.hash_file, self._files.errors),
+        )
+
+    async def _rename(self, partial: Path, final: str, digest: str) -> None:
+        if partial.exists():
+            await self._blocking(disk.publish, partial, final)
+        else:
+            await self._check(final, digest)
+
+    async def _check(self, final: str, digest: str) -> None:
+        if not os.path.exists(final):
+            raise ConfigError(
+                f"{final} was published by this run and is gone; restore it, or start anew with another run directory."
+            )
+        if await self._blocking(disk.hash_file, final) != digest:
+            raise ConfigError(
+                f"{final} was changed since this run published it; restore it, or start anew with another run directory."
+            )
+
+    async def check(self) -> None:
+        """Both published files must still be what was published. Raises ConfigError."""
+        intent = await self._journal.read(Store.last, e.Publishing)
+        if intent is None:
+            raise ConfigError(f"The journal in {self._files.folder} says nothing of what was published; start anew.")
+        await self._check(self.errors, intent.errors_hash)
+        if self._output != "-":
+            await self._check(self._output, intent.output_hash)
+
+    async def reopen(self) -> None:
+        """Make partials of the published files again, so that more rows can follow. Raises ConfigError."""
+        await self.check()
+        for final, partial in ((self.errors, self._files.errors), (self._output, self._files.output)):
+            if final != "-" and not partial.exists():
+                await self._blocking(disk.copy_durably, final, partial)
+                os.chmod(partial, 0o600)
+        await self._journal.append(e.Reopened())
+
+
+def errors_name(output: str, run_dir: str) -> str:
+    """`OUTPUT.errors`; in the run directory where OUTPUT is stdout."""
+    return os.path.join(run_dir, "errors.jsonl") if output == "-" else f"{output}.errors"

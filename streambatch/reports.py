@@ -1,0 +1,23 @@
+"""Reports as JSON: one document, on stdout or in a file. Light, since `shard` and `merge` end here too."""
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+def document(report: object) -> bytes:
+    """A report as one JSON document with a final newline."""
+    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+
+
+def tell(report: object, values: Mapping[str, Any]) -> None:
+    """Put a report where the options want it: `summary_file`, replaced at once, and `json`. Raises StorageError."""
+    if "summary_file" in values:
+        from streambatch.edge.files import write_atomic  # brings the event loop along
+
+        write_atomic(values["summary_file"], document(report))
+    if values.get("json"):
+        sys.stdout.buffer.write(document(report))
+        sys.stdout.buffer.flush()

@@ -1,0 +1,187 @@
+"""What every call passes on its way in and out: Host, key, the fault script; envelopes and headers. Knows no files or batches."""
+
+import asyncio
+import gzip
+import hmac
+import logging
+import re
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from aiohttp import web
+
+from streambatch.server import script
+from streambatch.server.objects import dumped, envelope
+from streambatch.server.service import Service
+from streambatch.server.settings import is_loopback
+
+SERVICE = web.AppKey("service", Service)
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+GZIP_FROM = 512
+EVERYWHERE = ("0.0.0.0", "::")  # bound to all addresses, so any name may be ours; a key is then required
+log = logging.getLogger("streambatch.server")
+
+
+class RefusedError(Exception):
+    """An error answer of the service."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        kind: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = envelope(message, kind, param, code)
+
+
+class HungUpError(Exception):
+    """The script closed the connection."""
+
+
+def answer(request: web.Request, value: Any, status: int = 200) -> web.Response:
+    """JSON as the service sends it: gzip where the client takes it, chunked, without a length."""
+    body = dumped(value)
+    response = web.Response(status=status, content_type="application/json")
+    if len(body) >= GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
+        body = gzip.compress(body, 1)
+        response.headers["Content-Encoding"] = "gzip"
+    response.body = body
+    if request.version >= (1, 1):
+        response.enable_chunked_encoding()
+    return response
+
+
+@web.middleware
+async def envelopes(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Errors leave in the service's form."""
+    request["began"] = time.monotonic()
+    try:
+        return await handler(request)
+    except RefusedError as refusal:
+        return answer(request, refusal.body, refusal.status)
+    except HungUpError:
+        return web.Response()
+    except web.HTTPException as error:
+        return answer(request, envelope(_plain(request, error.status)), error.status)
+    except (ConnectionError, asyncio.CancelledError):
+        raise
+    except Exception:
+        log.exception("%s %s failed", request.method, request.path)
+        told = "The server had an error while processing your request. Sorry about that!"
+        return answer(request, envelope(told, "server_error"), 500)
+
+
+def _plain(request: web.Request, status: int) -> str:
+    if status == 404:
+        return f"Invalid URL ({request.method} {request.path})"
+    if status == 405:
+        return f"Not allowed to {request.method} on {request.path} (HINT: Perhaps you meant to use a different HTTP method?)"
+    if status == 413:
+        return "The request body is too large."
+    return "The request could not be understood."
+
+
+@web.middleware
+async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Only this machine's names for us (or the address we are bound to), and a key."""
+    service = request.app[SERVICE]
+    name = _host_name(request.headers.get("Host", ""))
+    if not is_loopback(name) and service.settings.host not in (name, *EVERYWHERE):
+        raise RefusedError(
+            403, "This server answers only under its own address.", kind="permission_error", code="host_not_allowed"
+        )
+    kind, _, key = request.headers.get("Authorization", "").partition(" ")
+    if kind.lower() != "bearer" or not key.strip():
+        message = (
+            "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
+            "(i.e. Authorization: Bearer YOUR_KEY)."
+        )
+        raise RefusedError(401, message)
+    expected = service.settings.api_key
+    if expected is not None and not hmac.compare_digest(key.strip().encode(), expected.encode()):
+        raise RefusedError(401, "Incorrect API key provided.", code="invalid_api_key")
+    return await handler(request)
+
+
+def _host_name(host: str) -> str:
+    """The name in a Host header, without port and brackets; as it is where it has no such form, which no check accepts."""
+    found = re.fullmatch(r"\[([0-9A-Fa-f:.]+)\](?::\d+)?|([^:\[\]]+)(?::\d+)?", host)
+    return host if found is None else (found[1] or found[2])
+
+
+@web.middleware
+async def misbehave(request: web.Request, handler: Handler) -> web.StreamResponse:
+    """Whatever the script wants of this call, in its order; then the call itself."""
+    route = request.app[LABELS].get(request.match_info.handler)
+    rules = request.app[SERVICE].faults.http(route) if route is not None else []
+    for rule in rules:
+        if isinstance(rule, script.Delay):
+            await asyncio.sleep(rule.seconds)
+        elif isinstance(rule, script.Answer):
+            return _scripted(request, rule)
+        elif isinstance(rule, script.Drop):
+            hang_up(request)
+    request["rules"] = rules
+    response = await handler(request)
+    if any(isinstance(rule, script.ActAndDrop) for rule in rules):
+        hang_up(request)
+    if any(isinstance(rule, script.Garble) for rule in rules) and isinstance(response, web.Response):
+        return web.Response(body=b'{"id": "batch_', content_type="application/json", status=response.status)
+    return response
+
+
+LABELS = web.AppKey("labels", dict[Any, str])
+
+
+def hang_up(request: web.Request) -> None:
+    """Close the connection under the client."""
+    if request.transport is not None:
+        request.transport.abort()
+    raise HungUpError
+
+
+def _scripted(request: web.Request, rule: script.Answer) -> web.Response:
+    kind = "server_error" if rule.status >= 500 else "invalid_request_error"
+    if rule.status == 429:
+        kind = "insufficient_quota" if rule.code in QUOTA else "requests"
+    message = rule.message if rule.message is not None else MESSAGES.get(rule.status, "The request failed.")
+    told = envelope(message, kind if rule.type is None else rule.type, rule.param, rule.code)
+    response = answer(request, told, rule.status)
+    if rule.body is not None:
+        response = web.Response(status=rule.status, text=rule.body)
+    if rule.retry_after_s is not None:
+        response.headers["Retry-After"] = f"{rule.retry_after_s:g}"
+    response.headers.update(rule.headers)
+    return response
+
+
+QUOTA = {
+    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
+    "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+}  # fmt: skip
+MESSAGES = {
+    401: "Incorrect API key provided.",
+    404: "Not found.",
+    429: "Rate limit reached for requests.",
+    500: "The server had an error while processing your request. Sorry about that!",
+    502: "Bad gateway.",
+    503: "That model is currently overloaded with other requests.",
+    504: "Gateway timeout.",
+}
+
+
+async def stamp(request: web.Request, response: web.StreamResponse) -> None:
+    """The headers of every answer."""
+    began = request.get("began", time.monotonic())
+    response.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
+    response.headers["openai-version"] = "2020-10-01"
+    response.headers["openai-organization"] = "streambatch-local"
+    response.headers["openai-processing-ms"] = str(max(1, round((time.monotonic() - began) * 1000)))
+    response.headers["Server"] = "streambatch"

@@ -1,0 +1,287 @@
+"""One thread that moves every batch through its states: by time, a slice of work at a turn, in turn.
+
+The database is the only truth: each turn reads a batch anew and commits what it did. Validations run one at a time, so that
+their memory does not grow with the number of batches.
+"""
+
+import logging
+import math
+import sqlite3
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import msgspec
+
+from streambatch.server import script
+from streambatch.server.execution import Execution, chunk_rows, results_name
+from streambatch.server.faults import Faults
+from streambatch.server.records import LIVE, Batch, File, new_file_id
+from streambatch.server.settings import Settings
+from streambatch.server.store import Store
+from streambatch.server.told import full_queue, scripted
+from streambatch.server.turns import Turns
+from streambatch.server.validation import Told, Validation, Verdict, cannot_find
+
+SLICE_LINES = 500
+RETRY_S = 1.0  # after a disk that failed
+IDLE_S = 60.0
+OUTPUT_EXPIRY_S = 2_592_000
+ENDINGS = {script.Expire: ("finalizing", "expired"), script.CancelAt: ("cancelling", "cancelled")}
+Rule = TypeVar("Rule", bound=script.Batches)
+log = logging.getLogger("streambatch.server")
+
+
+class Runner:
+    """Executes batches. `admit` and `cancelled` are called from other threads; all the rest happens in its own."""
+
+    def __init__(self, settings: Settings, store: Store, execution: Execution, faults: Callable[[], Faults]) -> None:
+        self._settings, self._store, self._execution, self._faults = settings, store, execution, faults
+        self._contents = settings.data_dir / "contents"
+        self._turns = Turns()
+        self._rules: dict[int, list[script.BatchRule]] = {}
+        self._stuck: set[tuple[int, str]] = set()
+        self._waiting: deque[tuple[Batch, float]] = deque()
+        self._validation: tuple[int, float, Validation] | None = None
+        self._verdicts: dict[int, Verdict] = {}
+        self._thread = threading.Thread(target=self._run, name="streambatch-server-runner", daemon=True)
+        self._steps: dict[str, Callable[[Batch], float | None]] = {
+            "validating": self._validating,
+            "in_progress": self._in_progress,
+            "finalizing": self._finalizing,
+            "cancelling": self._cancelling,
+        }
+
+    # ------------------------------------------------------------ from other threads
+
+    def recover(self) -> None:
+        """Plan for every batch that an earlier process left before its end."""
+        for seq in self._store.live_batches():
+            batch = self._store.batch(seq)
+            metadata = {} if batch.metadata is None else msgspec.json.decode(batch.metadata)
+            self.admit(batch, self._faults().batch(metadata.get("streambatch", "")))
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the slice of work at hand."""
+        self._turns.close()
+        if self._thread.ident is not None:
+            self._thread.join()
+        if self._validation is not None:
+            self._validation[2].close()
+
+    def admit(self, batch: Batch, rules: list[script.BatchRule]) -> None:
+        """A batch to bring to its end, and the rules of the script that hit it."""
+        self._rules[batch.key] = rules
+        if batch.status == "validating":
+            self._waiting.append((batch, time.monotonic() + self._settings.validating_s / self._settings.speed))
+            self._turns.nudge()
+        else:
+            self._turns.plan(batch.key, self._pause(batch.status))
+
+    def cancelled(self, batch: Batch) -> None:
+        """The batch is now `cancelling`."""
+        self._turns.plan(batch.key, self._pause("cancelling"))
+
+    # ------------------------------------------------------------------- its own loop
+
+    def _run(self) -> None:
+        while not self._turns.closed:
+            busy = self._guarded(self._validate_slice)
+            seq = self._turns.take()
+            if seq is not None:
+                self._turn(seq)
+                time.sleep(0)  # let the threads that talk to clients have their turn
+            elif not busy and not self._waiting:
+                self._turns.rest(IDLE_S)
+
+    def _guarded(self, work: Callable[[], bool]) -> bool:
+        try:
+            return work()
+        except Exception:  # whatever it is, the other batches go on
+            log.exception("a validation failed")
+            time.sleep(RETRY_S)
+            return True
+
+    def _turn(self, seq: int) -> None:
+        """One step of one batch. Where that fails the batch stays as it is, and is tried again."""
+        try:
+            pause = self._step(seq)
+        except (OSError, sqlite3.Error) as error:
+            log.warning("batch %d waits: %s", seq, error)
+            pause = RETRY_S
+        except Exception:
+            log.exception("batch %d waits", seq)
+            pause = RETRY_S
+        if pause is None:
+            self._forget(seq)
+        elif not math.isinf(pause):
+            self._turns.plan_if_none(seq, pause)
+
+    def _step(self, seq: int) -> float | None:
+        """Seconds to the next step; infinite if somebody else will plan it, None at the end."""
+        batch = self._store.batch(seq)
+        if batch.status not in LIVE:
+            return None
+        held = self._held(batch)
+        return held if held is not None else self._steps[batch.status](batch)
+
+    def _forget(self, seq: int) -> None:
+        self._rules.pop(seq, None)
+        self._verdicts.pop(seq, None)
+        self._stuck.difference_update([(seq, status) for status in LIVE])
+
+    def _pause(self, status: str) -> float:
+        durations = {"finalizing": self._settings.finalizing_s, "cancelling": self._settings.cancelling_s}
+        return durations.get(status, 0.0) / self._settings.speed
+
+    def _held(self, batch: Batch) -> float | None:
+        """How long a script keeps the batch in its state; None if it doesn't, or did so already."""
+        mark = (batch.key, batch.status)
+        seconds = [rule.seconds for rule in self._rules_of(batch, script.Stuck) if rule.state == batch.status]
+        if not seconds or mark in self._stuck:
+            return None
+        self._stuck.add(mark)
+        return max(seconds)
+
+    def _rules_of(self, batch: Batch, kind: type[Rule]) -> list[Rule]:
+        return [rule for rule in self._rules.get(batch.key, []) if isinstance(rule, kind)]
+
+    # --------------------------------------------------------------------- validation
+
+    def _validate_slice(self) -> bool:
+        """Look at some more lines of the one file in validation; whether there was one."""
+        if self._validation is None:
+            return self._begin_validation()
+        seq, due, validation = self._validation
+        verdict = validation.step(SLICE_LINES)
+        if verdict is not None:
+            self._validation = None
+            self._judged(seq, due, verdict)
+        return True
+
+    def _begin_validation(self) -> bool:
+        if not self._waiting:
+            return False
+        seq, due = self._waiting[0][0].key, self._waiting[0][1]
+        batch = self._store.batch(seq)
+        file = self._store.file(batch.input_file_id)
+        if batch.status == "validating" and file is not None and file.purpose == "batch":
+            self._store.update(seq, ("validating",), input_content=file.content)
+            models = self._faults().script.models
+            path, known = self._contents / file.content, None if models is None else tuple(models)
+            self._validation = (seq, due, Validation(path, batch.endpoint, known))
+        else:
+            self._judged(seq, due, cannot_find(batch.input_file_id))
+        self._waiting.popleft()
+        return True
+
+    def _judged(self, seq: int, due: float, verdict: Verdict) -> None:
+        self._verdicts[seq] = verdict
+        self._turns.plan(seq, max(0.0, due - time.monotonic()))
+
+    # ----------------------------------------------------------------- one step a state
+
+    def _validating(self, batch: Batch) -> float | None:
+        verdict = self._verdicts.get(batch.key)
+        if verdict is None:
+            return math.inf
+        now = int(time.time())
+        told = self._refusals(batch, verdict)
+        if told:
+            errors = {"object": "list", "data": [msgspec.structs.asdict(entry) for entry in told]}
+            text = msgspec.json.encode(errors).decode()
+            self._change(batch, status="failed", failed_at=now, errors=text, model=verdict.model)
+            self._release(batch)
+            return None
+        admitted = {"total": verdict.total, "model": verdict.model, "queued_tokens": verdict.tokens}
+        self._change(batch, status="in_progress", in_progress_at=now, **admitted)
+        return 0.0
+
+    def _refusals(self, batch: Batch, verdict: Verdict) -> tuple[Told, ...]:
+        by_script = tuple(scripted(rule, verdict) for rule in self._rules_of(batch, script.Fail))
+        if by_script or verdict.errors:
+            return by_script + verdict.errors
+        tokens, rows = self._store.queued(verdict.model)
+        full = full_queue(verdict, batch.endpoint, self._settings.tier, tokens, rows)
+        return () if full is None else (full,)
+
+    def _in_progress(self, batch: Batch) -> float | None:
+        if time.time() >= batch.expires_at:
+            return self._end(batch, "finalizing", "expired")
+        rows = min(chunk_rows(batch.total), batch.total - batch.row)
+        for rule in self._rules_of(batch, script.Expire) + self._rules_of(batch, script.CancelAt):
+            rows = min(rows, math.floor(rule.at * batch.total) - batch.row)
+            if rows <= 0:
+                return self._end(batch, *ENDINGS[type(rule)])
+        if rows <= 0:
+            return self._end(batch, "finalizing", "")
+        done = self._execution.execute(batch, rows, self._faults())
+        self._store.update(batch.key, LIVE, **done)
+        executed: int = done["row"] - batch.row
+        return executed / (self._settings.rows_per_s * self._settings.speed)
+
+    def _end(self, batch: Batch, status: str, ending: str) -> float:
+        """No more rows are executed from here."""
+        self._change(batch, status=status, ending=ending, **{f"{status}_at": int(time.time())})
+        return self._pause(status)
+
+    def _finalizing(self, batch: Batch) -> float | None:
+        return self._wind_up(batch, batch.ending) if batch.ending else self._finish(batch, "completed")
+
+    def _cancelling(self, batch: Batch) -> float | None:
+        return self._wind_up(batch, "cancelled")
+
+    def _wind_up(self, batch: Batch, status: str) -> float | None:
+        """Tell of the rows that were not executed, a chunk at a time, then end."""
+        if batch.row >= batch.total or self._rules_of(batch, script.LeaveOut):
+            return self._finish(batch, status)
+        self._store.update(batch.key, LIVE, **self._execution.leave(batch, chunk_rows(batch.total)))
+        return 0.0
+
+    def _change(self, batch: Batch, **columns: Any) -> None:
+        """A change of state, unless a cancel came first."""
+        self._store.update(batch.key, (batch.status,), **columns)
+
+    # ------------------------------------------------------------------------ its end
+
+    def _finish(self, batch: Batch, status: str) -> float | None:
+        now = int(time.time())
+        sizes = [("output", batch.output_bytes, batch.output_rows), ("error", batch.error_bytes, batch.error_rows)]
+        empty = "error" if self._rules_of(batch, script.EmptyErrorFile) else None
+        files = {
+            which: self._result_file(batch, which, size, rows, now)
+            for which, size, rows in sizes
+            if rows or which == empty
+        }
+        ids = {f"{which}_file_id": file.id for which, file in files.items()}
+        columns = {"status": status, f"{status}_at": now} | ids
+        if not self._store.finish(batch.key, batch.status, list(files.values()), **columns):
+            return 0.0  # it was cancelled this very moment
+        self._release(batch)
+        return None
+
+    def _result_file(self, batch: Batch, which: str, size: int, rows: int, now: int) -> File:
+        late = [rule.seconds if rule.seconds >= 0 else 1e12 for rule in self._rules_of(batch, script.LateFiles)]
+        bare = 1 if size and self._rules_of(batch, script.NoNewline) else 0
+        content = results_name(batch.key, which)
+        (self._contents / content).touch(mode=0o600)
+        return File(
+            seq=None, id=new_file_id(), filename=f"{batch.id}_{which}.jsonl", purpose="batch_output", bytes=size - bare,
+            created_at=now, expires_at=now + (OUTPUT_EXPIRY_S if batch.output_expires_s is None else batch.output_expires_s),
+            content=content, rows=rows, run=batch.run, visible_at=time.time() + max(late) if late else 0.0,
+            extra_bytes=sum(rule.off for rule in self._rules_of(batch, script.WrongBytes)),
+        )  # fmt: skip
+
+    def _release(self, batch: Batch) -> None:
+        """An input that was deleted while it was read can go now."""
+        if (
+            batch.input_content
+            and not self._store.is_kept(batch.input_content)
+            and not self._store.is_read(batch.input_content)
+        ):
+            (self._contents / batch.input_content).unlink(missing_ok=True)

@@ -1,0 +1,209 @@
+"""The things we do to the world for one shard: upload, create, search, download, settle.
+
+Each step performs one effect and returns the event that says what happened. Knows nothing of tasks, turns or budgets.
+"""
+
+import contextlib
+import os
+from collections.abc import Awaitable, Callable, Iterator
+
+import anyio
+import msgspec
+
+from streambatch.core import events as e
+from streambatch.core import jobs, lifecycle, tags, verdicts
+from streambatch.core.models import Shard
+from streambatch.edge.client import BatchApi
+from streambatch.edge.files import Blocking, RunFiles, sync_folder
+from streambatch.edge.journal import Journal, Store
+from streambatch.edge.workers import Executor
+from streambatch.errors import ApiError, JournalError, Paused
+
+CREATE_PATIENCE_S = 8.0  # how long a stop waits for the answer of a create that is on its way
+
+
+class Order(msgspec.Struct, frozen=True):
+    """What all batches of a run have in common."""
+
+    run_id: str
+    endpoint: str
+    cut: str
+    labels: tuple[tuple[str, str], ...]
+    max_attempts: int
+
+
+class Steps:
+    """Performs steps. `verdict` is told of refusals, `search` looks for a doubted create's batch."""
+
+    def __init__(
+        self,
+        order: Order,
+        api: BatchApi,
+        journal: Journal,
+        files: RunFiles,
+        executor: Executor,
+        blocking: Blocking,
+        transfers: anyio.CapacityLimiter,
+        search: Callable[[Shard], Awaitable[e.ShardEvent]],
+        refused: Callable[[Shard, verdicts.Verdict], None],
+    ) -> None:
+        self._order = order
+        self._api = api
+        self._journal = journal
+        self._files = files
+        self._executor = executor
+        self._blocking = blocking
+        self._transfers = transfers
+        self._search = search
+        self._refused = refused
+        self._patient: set[anyio.CancelScope] = set()
+
+    async def perform(self, step: lifecycle.Step) -> e.ShardEvent:
+        """Do one step. Raises ApiError, StorageError, JournalError or Paused."""
+        match step:
+            case lifecycle.Upload(shard=shard):
+                return await self._upload(shard)
+            case lifecycle.Create(shard=shard):
+                return await self._create(shard)
+            case lifecycle.Search(shard=shard):
+                return await self._search(shard)
+            case lifecycle.Download(shard=shard):
+                return await self._download(shard)
+            case lifecycle.Settle(shard=shard):
+                return await self._settle(shard)
+        raise JournalError(f"No one knows how to do {type(step).__name__} for shard {step.shard.name}.")
+
+    # -- to the provider
+
+    async def _upload(self, shard: Shard) -> e.ShardEvent:
+        path = self._files.path(shard.name, ".jsonl")
+        async with self._transfers:
+            info = await self._api.upload(path, tags.upload_name(self._order.run_id, shard))
+        return e.Uploaded(shard=shard.name, file_id=info.id, created_at=info.created_at)
+
+    async def _create(self, shard: Shard) -> e.ShardEvent:
+        """The create is the one call that must not be repeated blindly: without a clear answer it is doubted."""
+        order = self._order
+        pairs = tags.metadata(order.run_id, shard, await self._span(shard), order.cut, order.labels)
+        batch = None
+        try:
+            with self._patience():
+                batch = await self._api.create_batch(str(shard.file_id), order.endpoint, pairs)
+        except ApiError as error:
+            return self._not_created(shard, error)
+        if batch is None:
+            return e.Doubted(
+                shard=shard.name, create=shard.create, reason="the engine was stopped before the answer came"
+            )
+        return e.Submitted(shard=shard.name, batch_id=batch.id, file_id=shard.file_id, create=shard.create)
+
+    def _not_created(self, shard: Shard, error: ApiError) -> e.ShardEvent:
+        if error.maybe_done:
+            return e.Doubted(shard=shard.name, create=shard.create, reason=str(error))
+        verdict = verdicts.of_refused_create(shard, error)
+        if verdict is None:
+            # Certainly not created: the shard goes back to where the next process finds it, then the run ends.
+            verdict = verdicts.Verdict(e.Refused(shard=shard.name, reason=str(error)), stop=error)
+        self._refused(shard, verdict)
+        return verdict.event
+
+    async def _span(self, shard: Shard) -> str:
+        if shard.segment is None:
+            return "-"
+        row = await self._journal.read(Store.segment, shard.segment)
+        if row is None:
+            raise JournalError(f"The journal has no segment {shard.segment}, which shard {shard.name} belongs to.")
+        return f"{row.segment.first_ordinal}+{row.segment.lines}"
+
+    @contextlib.contextmanager
+    def _patience(self) -> Iterator[None]:
+        """Shields a create from a stop, until `hurry` sets a deadline."""
+        with anyio.CancelScope(shield=True) as scope:
+            self._patient.add(scope)
+            try:
+                yield
+            finally:
+                self._patient.discard(scope)
+
+    def hurry(self) -> None:
+        """The run is being stopped: creates on their way get a last few seconds for their answer."""
+        for scope in self._patient:
+            scope.deadline = anyio.current_time() + CREATE_PATIENCE_S
+
+    # -- from the provider
+
+    async def _download(self, shard: Shard) -> e.ShardEvent:
+        async with self._transfers:
+            output = await self._fetch(shard, shard.output_id, ".output")
+            error = await self._fetch(shard, shard.error_id, ".error")
+            await self._blocking(sync_folder, self._files.spool)
+        return e.Downloaded(shard=shard.name, output=output, error=error)
+
+    async def _fetch(self, shard: Shard, file_id: str | None, ending: str) -> bool:
+        """Fetch one result file; a length that is wrong twice in the same way is taken as it is."""
+        if not file_id:
+            return False
+        path = self._files.path(shard.name, ending)
+        try:
+            told = (await self._api.file_info(file_id)).bytes
+            got = await self._api.download(file_id, f"{path}.part")
+            if got != told:
+                got = await self._again(shard, file_id, f"{path}.part", got, told)
+        except ApiError as error:
+            if error.status == 404:
+                raise Paused(_gone(shard, file_id)) from error
+            raise
+        await self._blocking(os.replace, f"{path}.part", path)
+        return True
+
+    async def _again(self, shard: Shard, file_id: str, target: str, got: int, told: int) -> int:
+        twice = await self._api.download(file_id, target)
+        if twice not in (got, told):
+            raise ApiError(
+                f"The result file {file_id} of shard {shard.name} came with {got}, then {twice} bytes where the service"
+                f" says {told}; run the same command again later.",
+                retryable=True,
+            )
+        return twice
+
+    async def _settle(self, shard: Shard) -> e.ShardEvent:
+        stem = self._files.stem(shard.name)
+        endings = (".outcome", ".notes")
+        made = await self._executor.run(await self._settle_job(shard, stem))
+        if not isinstance(made, jobs.Outcomes):
+            raise JournalError(f"Settling shard {shard.name} gave a {type(made).__name__}.")
+        await self._blocking(self._files.settle_names, [f"{stem}{ending}" for ending in endings])
+        return e.Settled(
+            shard=shard.name,
+            done=made.done,
+            errors=made.errors,
+            left=made.left,
+            segments=made.segments,
+            usage=made.usage,
+            missing=made.missing,
+            unknown=made.unknown,
+            duplicate=made.duplicate,
+        )
+
+    async def _settle_job(self, shard: Shard, stem: str) -> jobs.Settle:
+        refused = await self._journal.read(Store.refused_lines, shard.name)
+        return jobs.Settle(
+            stem=stem,
+            segment=shard.segment,
+            rows=shard.rows,
+            generation=shard.generation,
+            max_attempts=self._order.max_attempts,
+            output=f"{stem}.output" if shard.output_id else None,
+            error=f"{stem}.error" if shard.error_id else None,
+            executed=not (shard.status == "failed" and not shard.output_id and not shard.error_id),
+            user_cancel=shard.cancel_asked,
+            refused=refused,
+            suffix=self._files.suffix,
+        )
+
+
+def _gone(shard: Shard, file_id: str) -> str:
+    return (
+        f"The service no longer has the result file {file_id} of batch {shard.batch_id}: {shard.rows} rows of shard"
+        f" {shard.name} were paid and are gone there; nothing is bought again without your word."
+    )

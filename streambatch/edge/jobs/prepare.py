@@ -15,18 +15,18 @@ from streambatch.core.seen import SeenIds
 from streambatch.core.shaping import make_shaper
 from streambatch.edge.jobs.appending import Appender, Files
 from streambatch.edge.jobs.shards import ShardWriter
-from streambatch.edge.sources import Chunk, read_lines
+from streambatch.edge.sources import BLOCK_BYTES, Chunk, read_lines
 
 NEWLINE = 0x0A
 _encode = msgspec.json.Encoder().encode
 
 
-def prepare(spec: Prepare) -> Prepared:
+def prepare(spec: Prepare, *, block_bytes: int = BLOCK_BYTES) -> Prepared:
     """Makes the files of a segment. Raises SourceError, OSError of the files it writes, ConfigError for a bad template."""
     with Files(mode=0o666 if spec.bare else 0o600) as files:
         segment = _Segment(spec, files)
         for piece in spec.pieces:
-            if segment.take_piece(piece):
+            if segment.take_piece(piece, block_bytes):
                 break
         return segment.finish()
 
@@ -66,10 +66,13 @@ class _Segment:
 
     # -- lines in
 
-    def take_piece(self, piece: Piece) -> bool:
+    def take_piece(self, piece: Piece, block_bytes: int) -> bool:
         """All lines of a slice. True if the job is to stop at a bad row."""
         max_line_bytes = self._spec.limits.max_line_bytes
-        for chunk in read_lines(piece.path, piece.name, piece.start, piece.end, max_line_bytes=max_line_bytes):
+        chunks = read_lines(
+            piece.path, piece.name, piece.start, piece.end, max_line_bytes=max_line_bytes, block_bytes=block_bytes
+        )
+        for chunk in chunks:
             if self._hash is not None:
                 self._hash.update(chunk.data)
             self._take_chunk(piece, chunk)

@@ -1,0 +1,46 @@
+# Needs python3 (3.11 or newer, with venv), make and git; everything else is installed into .venv. Versions: constraints.txt.
+PYTHON = python3
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
+
+.PHONY: help demo test check bench serve clean
+
+help:
+	@echo 'make demo    the main job on real data: the functions of the standard library, described by the local server'
+	@echo 'make test    all tests'
+	@echo 'make check   format, lint and types'
+	@echo 'make bench   figures: shard, merge and a whole run, beside their peers'
+	@echo 'make serve   the local batch server on port 8377'
+	@echo 'make clean   remove what these made'
+
+$(VENV)/.runtime: pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo 'installing streambatch into $(VENV)'
+	@$(PIP) -e .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.runtime
+	@echo 'installing what tests and checks need into $(VENV)'
+	@$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/.runtime
+	@$(BIN)/python -m benchmarks.demo
+
+test: $(VENV)/.dev
+	@$(BIN)/python -m pytest
+
+check: $(VENV)/.dev
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/mypy
+
+bench: $(VENV)/.dev
+	@$(BIN)/python -m benchmarks
+
+serve: $(VENV)/.runtime
+	@$(BIN)/streambatch serve
+
+clean:
+	@rm -rf $(VENV) .demo .bench .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Settling, merging and joining, held against slow and obvious models."""

@@ -1,0 +1,396 @@
+"""MemoryBatchApi: a provider in memory, for simulations under a virtual clock.
+
+Batches live by the clock alone: what has become of one is worked out whenever somebody looks. Every call yields, and a
+fault may delay it, fail it, or lose its answer.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TypeVar
+
+import anyio.lowlevel
+import msgspec
+
+from streambatch.core.wire import BatchError, BatchInfo, BatchPage, FileInfo
+from streambatch.edge.clock import Clock
+from streambatch.errors import ApiError
+
+EXPIRED = ("batch_expired", "This request could not be executed before the completion window expired.")
+CANCELLED = ("batch_cancelled", "This request was not executed because the batch was cancelled.")
+
+
+class Row(msgspec.Struct, frozen=True):
+    """One request line. Hooks see how often it was executed before."""
+
+    custom_id: str
+    body: bytes
+    executed: int
+
+
+class Call(msgspec.Struct, frozen=True):
+    """One call, as a fault sees it: before its effect, then `after` it. `subject` is the first argument."""
+
+    name: str
+    subject: str
+    after: bool
+    number: int  # of this name, from 1
+
+
+class _Request(msgspec.Struct, frozen=True):
+    custom_id: str | None = None
+    url: str | None = None
+    body: msgspec.Raw = msgspec.Raw()
+
+
+class _Batch(msgspec.Struct):
+    """What a batch was created with, when its states end (clock seconds), and what it left."""
+
+    id: str
+    file_id: str
+    endpoint: str
+    metadata: dict[str, str]
+    created: float
+    requests: list[_Request]
+    errors: tuple[BatchError, ...]
+    starts: float = 0.0
+    finalizes: float = 0.0
+    ends: float = 0.0
+    ending: str = "completed"
+    executes: int = 0
+    done: bool = False
+    output_id: str | None = None
+    error_id: str | None = None
+    failed: int = 0
+
+
+T = TypeVar("T")
+Fault = Callable[[Call], Awaitable[None]]
+
+
+class MemoryBatchApi:
+    """A `BatchApi`. Times in seconds of `clock`; hooks decide per batch or row and must be pure.
+
+    `status_of(row)` is the HTTP status of an executed row; None loses the row: executed, and in neither file.
+    `refuse(batch)` gives the error a batch fails with at validation; `expire_at(batch id)` the part of the rows that is
+    executed when its window ends (None: it is not held up).
+    """
+
+    def __init__(
+        self,
+        clock: Clock,
+        *,
+        validation_s: float = 3.0,
+        duration_s: Callable[[BatchInfo], float] | float = 60.0,
+        finalizing_s: float = 1.0,
+        cancelling_s: float = 0.0,
+        window_s: float = 86_400.0,
+        list_lag_s: float = 0.0,
+        latency_s: float = 0.0,
+        fault: Fault | None = None,
+        status_of: Callable[[Row], int | None] | None = None,
+        refuse: Callable[[BatchInfo], BatchError | None] | None = None,
+        expire_at: Callable[[str], float | None] | None = None,
+    ) -> None:
+        self._clock = clock
+        self._validation_s = validation_s
+        self._duration_s = duration_s
+        self._finalizing_s = finalizing_s
+        self._cancelling_s = cancelling_s
+        self._window_s = window_s
+        self._list_lag_s = list_lag_s
+        self._latency_s = latency_s
+        self._status_of = status_of
+        self._refuse = refuse
+        self._expire_at = expire_at
+        self._files: dict[str, tuple[FileInfo, bytes]] = {}
+        self._batches: dict[str, _Batch] = {}
+        self._executed: Counter[tuple[str, str]] = Counter()
+        self._ids: Counter[str] = Counter()
+        self.fault = fault
+        self.calls: Counter[str] = Counter()
+        self.most_in_flight = 0
+
+    # -- the witness
+
+    @property
+    def executed(self) -> Counter[tuple[str, str]]:
+        """How often each (custom_id, hash of the body) was executed, in batches that have ended by now."""
+        for batch in self._batches.values():
+            self._advance(batch)
+        return self._executed
+
+    @property
+    def rows_executed_again(self) -> int:
+        return sum(times - 1 for times in self.executed.values())
+
+    @property
+    def batches(self) -> list[BatchInfo]:
+        """All batches ever created, oldest first."""
+        return [self._shown(batch) for batch in self._batches.values()]
+
+    def lose_file(self, file_id: str) -> None:
+        """A file goes before its time."""
+        del self._files[file_id]
+
+    # -- calls
+
+    async def upload(self, path: str, name: str) -> FileInfo:
+        return await self._do("upload", name, lambda: self._keep(_read(path), name))
+
+    async def file_info(self, file_id: str) -> FileInfo:
+        return await self._do("file_info", file_id, lambda: self._file(file_id)[0])
+
+    async def download(self, file_id: str, target: str) -> int:
+        return await self._do("download", file_id, lambda: _write(target, self._file(file_id)[1]))
+
+    async def delete_file(self, file_id: str) -> bool:
+        return await self._do("delete_file", file_id, lambda: self._files.pop(file_id, None) is not None)
+
+    async def create_batch(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
+        return await self._do("create_batch", file_id, lambda: self._create(file_id, endpoint, dict(metadata)))
+
+    async def get_batch(self, batch_id: str) -> BatchInfo:
+        return await self._do("get_batch", batch_id, lambda: self._shown(self._batch(batch_id)))
+
+    async def list_batches(self, after: str | None = None, limit: int = 100) -> BatchPage:
+        return await self._do("list_batches", "" if after is None else after, lambda: self._page(after, limit))
+
+    async def cancel_batch(self, batch_id: str) -> BatchInfo:
+        return await self._do("cancel_batch", batch_id, lambda: self._cancel(self._batch(batch_id)))
+
+    async def aclose(self) -> None:
+        await anyio.lowlevel.checkpoint()
+
+    async def _do(self, name: str, subject: str, effect: Callable[[], T]) -> T:
+        """One call: a moment on the way there, the effect all at once, a moment on the way back."""
+        self.calls[name] += 1
+        number = self.calls[name]
+        await self._moment(Call(name, subject, False, number))
+        result = effect()
+        await self._moment(Call(name, subject, True, number))
+        return result
+
+    async def _moment(self, call: Call) -> None:
+        await anyio.lowlevel.checkpoint()
+        if self._latency_s:
+            await self._clock.sleep(self._latency_s / 2)
+        if self.fault is not None:
+            await self.fault(call)
+
+    # -- what is kept
+
+    def _keep(self, data: bytes, name: str) -> FileInfo:
+        info = FileInfo(self._next("file"), len(data), float(int(self._clock.wall())), name)
+        self._files[info.id] = (info, data)
+        return info
+
+    def _next(self, kind: str) -> str:
+        self._ids[kind] += 1
+        return f"{kind}-{self._ids[kind]:06}"
+
+    def _file(self, file_id: str) -> tuple[FileInfo, bytes]:
+        if file_id not in self._files:
+            raise ApiError(f"The service does not know the file {file_id} (404).", status=404)
+        return self._files[file_id]
+
+    def _batch(self, batch_id: str) -> _Batch:
+        if batch_id not in self._batches:
+            raise ApiError(f"The service does not know the batch {batch_id} (404).", status=404)
+        return self._batches[batch_id]
+
+    def _page(self, after: str | None, limit: int) -> BatchPage:
+        now = self._clock.wall()
+        newest_first = [b for b in reversed(self._batches.values()) if b.created + self._list_lag_s <= now]
+        start = 0
+        if after is not None:
+            start = 1 + next((i for i, b in enumerate(newest_first) if b.id == after), len(newest_first))
+        chosen = newest_first[start : start + limit]
+        last = chosen[-1].id if chosen else None
+        return BatchPage(tuple(map(self._shown, chosen)), start + limit < len(newest_first), last, float(int(now)))
+
+    # -- the life of a batch
+
+    def _create(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
+        requests, errors = self._validate(file_id, endpoint)
+        batch = _Batch(self._next("batch"), file_id, endpoint, metadata, self._clock.wall(), requests, errors)
+        self._batches[batch.id] = batch
+        refused = self._refuse(self._shown(batch)) if self._refuse is not None and not errors else None
+        if refused is not None:
+            batch.errors = (refused,)
+        self._plan(batch)
+        flying = sum(not self._shown(b).terminal for b in self._batches.values())
+        self.most_in_flight = max(self.most_in_flight, flying)
+        return self._shown(batch)
+
+    def _validate(self, file_id: str, endpoint: str) -> tuple[list[_Request], tuple[BatchError, ...]]:
+        if file_id not in self._files:
+            return [], (BatchError("invalid_request", f"Cannot find file {file_id}.", None, "file_id"),)
+        requests: list[_Request] = []
+        errors: list[BatchError] = []
+        seen: set[str] = set()
+        for number, line in enumerate(self._files[file_id][1].split(b"\n")[:-1], 1):
+            try:
+                request = msgspec.json.decode(line, type=_Request)
+            except msgspec.DecodeError:
+                errors.append(BatchError("invalid_json_line", "This line is not parseable as valid JSON.", number))
+                continue
+            errors.extend(_wrong(request, number, endpoint, seen))
+            seen.add(str(request.custom_id))
+            requests.append(request)
+        return requests, tuple(errors)
+
+    def _plan(self, batch: _Batch) -> None:
+        """When each state of a batch will end, unless it is cancelled before."""
+        rows = len(batch.requests)
+        batch.starts = batch.finalizes = batch.ends = batch.created + self._validation_s
+        if batch.errors:
+            batch.ending = "failed"
+            return
+        duration = (
+            self._duration_s if isinstance(self._duration_s, (int, float)) else self._duration_s(self._shown(batch))
+        )
+        batch.finalizes = batch.starts + duration
+        batch.ends = batch.finalizes + self._finalizing_s
+        batch.executes = rows
+        deadline = batch.created + self._window_s
+        held = self._expire_at(batch.id) if self._expire_at is not None else None
+        if held is not None or batch.ends > deadline:
+            batch.executes = int(rows * held) if held is not None else self._by(batch, deadline)
+            batch.finalizes = batch.ends = deadline
+            batch.ending = "expired"
+
+    def _by(self, batch: _Batch, moment: float) -> int:
+        """How many rows are executed by a moment."""
+        span = batch.finalizes - batch.starts
+        part = 1.0 if moment >= batch.finalizes else max(0.0, moment - batch.starts) / span
+        return min(batch.executes, int(len(batch.requests) * part))
+
+    def _cancel(self, batch: _Batch) -> BatchInfo:
+        now = self._clock.wall()
+        self._advance(batch)
+        if not batch.done and batch.ending != "cancelled":
+            batch.executes = self._by(batch, now)
+            batch.ending = "cancelled"
+            batch.finalizes = now
+            batch.ends = now + self._cancelling_s
+        return self._shown(batch)
+
+    def _advance(self, batch: _Batch) -> None:
+        """Let the end of a batch happen, if its time has come: rows are executed, files appear."""
+        if batch.done or self._clock.wall() < batch.ends:
+            return
+        batch.done = True
+        if batch.ending == "failed":
+            return
+        output: list[bytes] = []
+        errors: list[bytes] = []
+        for index, request in enumerate(batch.requests):
+            line, good = self._result(batch, request, index < batch.executes)
+            batch.failed += not good
+            if line is not None:
+                (output if good else errors).append(line)
+        batch.output_id = self._keep(_shuffled(output), f"{batch.id}_output.jsonl").id if output else None
+        batch.error_id = self._keep(_shuffled(errors), f"{batch.id}_error.jsonl").id if errors else None
+
+    def _result(self, batch: _Batch, request: _Request, executed: bool) -> tuple[bytes | None, bool]:
+        """A row's line (None: lost), and whether it is a success."""
+        custom_id, body = str(request.custom_id), bytes(request.body)
+        if not executed:
+            code, message = EXPIRED if batch.ending == "expired" else CANCELLED
+            return _line(custom_id, None, {"code": code, "message": message}), False
+        key = (custom_id, _digest(body))
+        status = 200 if self._status_of is None else self._status_of(Row(custom_id, body, self._executed[key]))
+        self._executed[key] += 1
+        if status is None:
+            return None, True
+        answer = (
+            answer_to(custom_id, body)
+            if status == 200
+            else {"error": {"message": "as scripted", "type": "server_error"}}
+        )
+        return _line(
+            custom_id, {"status_code": status, "request_id": f"req-{key[1]}", "body": answer}, None
+        ), status == 200
+
+    def _shown(self, batch: _Batch) -> BatchInfo:
+        self._advance(batch)
+        status = self._status(batch)
+        started = status not in ("validating", "failed")
+        total = len(batch.requests) if started else 0
+        return BatchInfo(
+            id=batch.id,
+            status=status,
+            input_file_id=batch.file_id,
+            output_file_id=batch.output_id,
+            error_file_id=batch.error_id,
+            created_at=float(int(batch.created)),
+            expires_at=float(int(batch.created + self._window_s)),
+            total=total,
+            completed=total - batch.failed if batch.done else 0,
+            failed=batch.failed,
+            metadata=batch.metadata,
+            errors=batch.errors if status == "failed" else (),
+            endpoint=batch.endpoint,
+        )
+
+    def _status(self, batch: _Batch) -> str:
+        now = self._clock.wall()
+        if batch.done:
+            return batch.ending
+        if batch.ending == "cancelled":
+            return "cancelling"
+        if now < batch.starts or batch.ends == 0:
+            return "validating"
+        return "in_progress" if now < batch.finalizes else "finalizing"
+
+
+def answer_to(custom_id: str, body: bytes) -> dict[str, object]:
+    """What the twin's model answers: it depends on the row, so that a wrong join shows."""
+    message = {"role": "assistant", "content": f"answer to {custom_id} {_digest(body)}"}
+    usage = {"prompt_tokens": len(body) // 4, "completion_tokens": 5, "total_tokens": len(body) // 4 + 5}
+    return {"object": "chat.completion", "choices": [{"index": 0, "message": message}], "usage": usage}
+
+
+def _wrong(request: _Request, number: int, endpoint: str, seen: set[str]) -> list[BatchError]:
+    if not request.custom_id:
+        return [
+            BatchError("missing_required_parameter", "Missing required parameter: 'custom_id'.", number, "custom_id")
+        ]
+    if request.url != endpoint:
+        return [
+            BatchError(
+                "invalid_url", "The URL provided for this request does not match the batch endpoint.", number, "url"
+            )
+        ]
+    if request.custom_id in seen:
+        return [
+            BatchError("duplicate_custom_id", "The custom_id for this request is a duplicate.", number, "custom_id")
+        ]
+    return []
+
+
+def _line(custom_id: str, response: dict[str, object] | None, error: dict[str, str] | None) -> bytes:
+    digest = _digest(custom_id.encode())
+    return (
+        msgspec.json.encode({"id": f"batch_req_{digest}", "custom_id": custom_id, "response": response, "error": error})
+        + b"\n"
+    )
+
+
+def _shuffled(lines: list[bytes]) -> bytes:
+    """In an order that is not the input's, and always the same."""
+    return b"".join(sorted(lines, key=lambda line: hashlib.md5(line).digest()))
+
+
+def _read(path: str) -> bytes:
+    return Path(path).read_bytes()
+
+
+def _write(path: str, data: bytes) -> int:
+    return Path(path).write_bytes(data)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.md5(data).hexdigest()[:16]

@@ -36,8 +36,14 @@ check: $(VENV)/.dev
 	@$(BIN)/ruff check .
 	@$(BIN)/mypy
 
-bench: $(VENV)/.dev
-	@$(BIN)/python -m benchmarks
+# the peers are optional: one that can't be installed here is skipped, and the table says so
+$(VENV)/.bench: $(VENV)/.runtime
+	@echo 'installing the peers into $(VENV)'
+	@$(PIP) -e '.[bench]' || echo 'the peers could not be installed'
+	@touch $@
+
+bench: $(VENV)/.bench
+	@$(BIN)/python -m benchmarks $(BENCH)
 
 serve: $(VENV)/.runtime
 	@$(BIN)/streambatch serve

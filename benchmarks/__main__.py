@@ -21,7 +21,7 @@ BYTES_A_ROW = 7_000  # of disk: data, outputs and a run's spool at once
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    asked = _parser().parse_args(words)
+    asked = parser().parse_args(words)
     bench = _bench(asked)
     bench.folder.mkdir(parents=True, exist_ok=True)
     free, needed = shutil.disk_usage(bench.folder).free, bench.rows * BYTES_A_ROW
@@ -52,20 +52,19 @@ def _done(name: str, bench: Bench) -> Section:
     return section
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("python -m benchmarks", description=__doc__.split("\n")[0] if __doc__ else None)
-    parser.add_argument("--rows", type=_count, help=f"how many rows of about 1 KB ({ROWS:,})")
-    parser.add_argument("--runs", type=_count, help=f"turns of each contender ({RUNS}; whole runs at most 3)")
-    parser.add_argument(
+def parser() -> argparse.ArgumentParser:
+    """The options, as docs/benchmarks.md lists them."""
+    made = argparse.ArgumentParser("python -m benchmarks", description=__doc__.split("\n")[0] if __doc__ else None)
+    made.add_argument("--rows", type=_count, help=f"how many rows of about 1 KB ({ROWS:,})")
+    made.add_argument("--runs", type=_count, help=f"turns of each contender ({RUNS}; whole runs at most 3)")
+    made.add_argument(
         "--only", type=_names, default=USUAL, metavar="NAMES", help=f"of {', '.join(JOBS)} ({','.join(USUAL)})"
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON (WORKDIR/bench.json)")
-    parser.add_argument("--workdir", type=Path, default=Path(".bench"), help="generated data and outputs (.bench)")
-    parser.add_argument("--seed", type=int, default=SEED, help=f"of the generated data and the answers ({SEED})")
-    parser.add_argument(
-        "--fast", action="store_true", help=f"{FAST_ROWS:,} rows, {FAST_RUNS} turn: does it work at all"
-    )
-    return parser
+    made.add_argument("--json", type=Path, metavar="FILE", help="the figures as JSON (WORKDIR/bench.json)")
+    made.add_argument("--workdir", type=Path, default=Path(".bench"), help="generated data and outputs (.bench)")
+    made.add_argument("--seed", type=int, default=SEED, help=f"of the generated data and the answers ({SEED})")
+    made.add_argument("--fast", action="store_true", help=f"{FAST_ROWS:,} rows, {FAST_RUNS} turn: does it work at all")
+    return made
 
 
 def _bench(asked: argparse.Namespace) -> Bench:

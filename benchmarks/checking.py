@@ -33,11 +33,9 @@ def same_lines(paths: Iterable[Path], made: Made) -> list[str]:
 
 def within_limits(paths: Iterable[Path], max_rows: int, max_bytes: int) -> list[str]:
     """Each file holds at most so many lines and bytes."""
+    sizes = [(path.name, sum(b.count(b"\n") for b in _blocks(path)), os.path.getsize(path)) for path in paths]
     return [
-        f"{path.name} holds {rows} rows in {size} bytes"
-        for path in paths
-        if (rows := sum(block.count(b"\n") for block in _blocks(path))) > max_rows
-        or (size := os.path.getsize(path)) > max_bytes
+        f"{name} holds {rows} rows in {size} bytes" for name, rows, size in sizes if rows > max_rows or size > max_bytes
     ]
 
 

@@ -55,7 +55,7 @@ def cut(bench: Bench, source: Made, workers: int) -> Contender:
         return checking.same_lines(paths, source) + checking.within_limits(paths, MAX_REQUESTS, MAX_BYTES)
 
     command = streambatch("shard", source.paths[0], "-o", folder, "--quiet", "--workers", str(workers))
-    return _plain(bench, f"shard, {_workers(workers)}", command, check)
+    return _plain(bench, f"shard, {_workers(workers)}", source.rows, command, check)
 
 
 def split(bench: Bench, source: Made) -> Contender:
@@ -64,13 +64,17 @@ def split(bench: Bench, source: Made) -> Contender:
     if program is None:
         return _absent("split -C 200m", "no GNU split on this machine")
     command = (program, "-C", "200m", source.paths[0], str(bench.out / "x"))
-    return _peer(bench, "split -C 200m", command, lambda: checking.same_lines(sorted(bench.out.iterdir()), source))
+    return _peer(
+        bench, "split -C 200m", source.rows, command, lambda: checking.same_lines(sorted(bench.out.iterdir()), source)
+    )
 
 
 def copy(bench: Bench, source: Made) -> Contender:
     """cp: the floor."""
     target = bench.out / "copy"
-    return _peer(bench, "cp", ("cp", source.paths[0], str(target)), lambda: checking.same_lines([target], source))
+    return _peer(
+        bench, "cp", source.rows, ("cp", source.paths[0], str(target)), lambda: checking.same_lines([target], source)
+    )
 
 
 # -- merging
@@ -81,7 +85,9 @@ def join(bench: Bench, source: Made, answers: Made, workers: int) -> Contender:
     output = bench.out / "merged.jsonl"
     files = (source.paths[0], *answers.paths)
     command = streambatch("merge", *files, "-o", output, "--quiet", "--workers", str(workers))
-    return _plain(bench, f"merge, {_workers(workers)}", command, lambda: checking.same_lines([output], answers))
+    return _plain(
+        bench, f"merge, {_workers(workers)}", source.rows, command, lambda: checking.same_lines([output], answers)
+    )
 
 
 def join_by(bench: Bench, source: Made, answers: Made, package: str, how: str) -> Contender:
@@ -91,7 +97,7 @@ def join_by(bench: Bench, source: Made, answers: Made, package: str, how: str) -
         return _absent(name, why)
     output = bench.out / "merged.jsonl"
     command = peer(f"{package}-{how}", source.paths[0], os.path.dirname(answers.paths[0]), output)
-    return _peer(bench, name, command, lambda: checking.same_lines([output], answers))
+    return _peer(bench, name, source.rows, command, lambda: checking.same_lines([output], answers))
 
 
 # -- whole runs
@@ -100,7 +106,9 @@ def join_by(bench: Bench, source: Made, answers: Made, package: str, how: str) -
 def embedded(bench: Bench, name: str, source: Made, *words: str) -> Contender:
     """A run with the server inside its own process."""
     command, output = _run(bench, source, "--local", "--seed", str(bench.seed), *words)
-    return _plain(bench, name, command, lambda: checking.in_order(Path(source.paths[0]), output, checking.ID))
+    return _plain(
+        bench, name, source.rows, command, lambda: checking.in_order(Path(source.paths[0]), output, checking.ID)
+    )
 
 
 def served(bench: Bench, name: str, source: Made, key: re.Pattern[bytes], *words: str) -> Contender:
@@ -120,7 +128,7 @@ def served(bench: Bench, name: str, source: Made, key: re.Pattern[bytes], *words
         _empty(bench.out)
         return Turn(figures, tuple(wrong), theirs)
 
-    return Contender(name, command, perform)
+    return Contender(name, source.rows, command, perform)
 
 
 def _run(bench: Bench, source: Made, *words: str) -> tuple[tuple[str, ...], Path]:
@@ -136,16 +144,16 @@ def _bought_otherwise(ledger: dict[str, int], rows: int) -> list[str]:
 # -- a turn
 
 
-def _plain(bench: Bench, name: str, command: tuple[str, ...], check: Check) -> Contender:
-    return Contender(name, command, lambda: _turn(bench, command, check))
+def _plain(bench: Bench, name: str, rows: int, command: tuple[str, ...], check: Check) -> Contender:
+    return Contender(name, rows, command, lambda: _turn(bench, command, check))
 
 
-def _peer(bench: Bench, name: str, command: tuple[str, ...], check: Check) -> Contender:
-    return Contender(name, command, lambda: _turn(bench, command, check), ours=False)
+def _peer(bench: Bench, name: str, rows: int, command: tuple[str, ...], check: Check) -> Contender:
+    return Contender(name, rows, command, lambda: _turn(bench, command, check), ours=False)
 
 
 def _absent(name: str, why: str) -> Contender:
-    return Contender(name, (), lambda: Turn(Figures(0.0, 0.0, None, 1), (why,)), ours=False, missing=why)
+    return Contender(name, 0, (), lambda: Turn(Figures(0.0, 0.0, None, 1), (why,)), ours=False, missing=why)
 
 
 def _turn(bench: Bench, command: tuple[str, ...], check: Check) -> Turn:

@@ -13,7 +13,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-import urllib.request
 import warnings
 from collections.abc import Iterator
 from itertools import zip_longest
@@ -25,8 +24,7 @@ import xxhash
 from streambatch.core.models import Shaping
 from streambatch.core.rows import Request
 from streambatch.core.shaping import make_shaper
-from streambatch.server.serving import ThreadedServer
-from streambatch.server.settings import Settings
+from streambatch.testing import local_server
 
 FOLDER = Path(".demo")
 ROWS, OUTPUT = FOLDER / "functions.jsonl", FOLDER / "described.jsonl"
@@ -140,13 +138,8 @@ def check(rows: int) -> list[str]:
 
 def ledger(data: Path) -> dict[str, int]:
     """What the server has executed, by its own account: it is started once more on the state that it left."""
-    with ThreadedServer(Settings(data_dir=data)) as server:
-        url = server.url.removesuffix("/v1") + "/control/ledger"
-        ask = urllib.request.Request(url, headers={"Authorization": f"Bearer {server.api_key}"})
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        with opener.open(ask, timeout=30) as answer:
-            told: dict[str, int] = json.load(answer)
-    return told
+    with local_server(data_dir=data) as server:
+        return server.ledger()
 
 
 def _wrong_rows(rows: int) -> Iterator[str]:

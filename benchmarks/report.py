@@ -30,7 +30,7 @@ def heading(machine: Machine, bench: Bench) -> str:
 def shown(section: Section) -> str:
     """A section as text: contenders, ratios, marks."""
     title = f"{section.name}: {section.title} ({section.rows:,} rows, {section.bytes / 1e6:,.0f} MB)"
-    parts = [title, columns([HEAD, *(_record_row(record, section.rows) for record in section.records)])]
+    parts = [title, columns([HEAD, *map(_record_row, section.records)])]
     if section.ratios:
         parts.append(columns([("wall, pair by pair", "median", "min..max"), *map(_ratio_row, section.ratios)]))
     if section.marks:
@@ -47,21 +47,20 @@ def columns(rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"  {line}".rstrip() for line in lines)
 
 
-def _record_row(record: Record, rows: int) -> tuple[str, ...]:
+def _record_row(record: Record) -> tuple[str, ...]:
     said = record.missing if record.missing is not None else "; ".join(record.problems)
     note = f"skipped: {said}" if record.missing is not None else f"WRONG: {said}" if said else ""
     walls = [turn.figures.wall_s for turn in record.right]
-    cpu = record.median(_cpu)
     server = record.median(lambda turn: None if turn.server is None else turn.server.cpu_s)
     peak = "n/a" if walls and record.peak_mib() is None else _figure(record.peak_mib(), ".0f")
     return (
         record.name,
         _figure(record.median(lambda turn: turn.figures.wall_s), ".2f"),
         f"{min(walls):.2f}..{max(walls):.2f}" if walls else "-",
-        _figure(cpu, ".2f"),
+        _figure(record.median(_cpu), ".2f"),
         peak,
         _figure(server, ".2f"),
-        _figure(None if cpu is None else cpu / rows * 1e6, ".2f"),
+        _figure(record.cpu_us(), ".2f"),
         _figure(record.median(_others), ".0%"),
         note,
     )

@@ -21,13 +21,14 @@ from streambatch.configure import asked, configure, limits, resume
 from streambatch.configure import profile as check_profile
 from streambatch.core.events import Opened
 from streambatch.core.report import Progress, Status, Summary
+from streambatch.core.retry import RetryPolicy
 from streambatch.edge.clock import SystemClock
 from streambatch.edge.files import RunFiles, is_locked, write_atomic
 from streambatch.edge.retrying import RetryingApi
 from streambatch.edge.service import Service
 from streambatch.engine import Listener, inspect
 from streambatch.engine import run as run_engine
-from streambatch.errors import ConfigError, StreambatchError
+from streambatch.errors import ApiError, ConfigError, StreambatchError
 from streambatch.options import parse_all, read_job
 from streambatch.outcome import Outcome, is_result, of_result, of_row
 from streambatch.previewing import preview as look_ahead
@@ -42,6 +43,7 @@ Source = Path | Sequence[Path]
 Size = int | str  # bytes, or "200MB"
 Duration = float | str  # seconds, or "6h"
 LOOK_EVERY_S = 0.2
+KNOCK_S = 8.0
 Named = Mapping[str, Any] | Sequence[str]  # {"temperature": 0.2}, or ["temperature=0.2"]
 
 
@@ -169,12 +171,25 @@ async def connect(config: Config) -> AsyncIterator["BatchApi"]:
     from streambatch.edge.client import HttpBatchApi  # brings aiohttp
 
     async with _service(config) as service:
-        api = RetryingApi(HttpBatchApi(service), config.retry, SystemClock(), random.random)
+        http = HttpBatchApi(service)
+        api = RetryingApi(http, config.retry, SystemClock(), random.random)
         try:
+            if not config.local:
+                await _knock(http, config.retry)
             yield api
         finally:
             with anyio.CancelScope(shield=True):
                 await api.aclose()
+
+
+async def _knock(http: "BatchApi", policy: RetryPolicy) -> None:
+    """Who can't be reached at all is not waited for as long as one who was there before. Raises ApiError, ConfigError."""
+    short = msgspec.structs.replace(policy, max_elapsed_s=min(policy.max_elapsed_s, KNOCK_S), min_attempts=1)
+    try:
+        await RetryingApi(http, short, SystemClock(), random.random).list_batches(None, 1)
+    except ApiError as error:
+        if error.status is None or not error.retryable:
+            raise
 
 
 @contextlib.asynccontextmanager

@@ -5,9 +5,7 @@ Knows names, kinds and how a value is written; not what any of them does. Import
 
 import json
 import re
-import tomllib
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
 from enum import Enum
 from typing import Any, NamedTuple
 
@@ -85,7 +83,7 @@ OPTIONS: tuple[Option, ...] = (
     Option("speed", Kind.NUMBER, "With --local: divides the service's durations.", "10"),
     Option("seed", Kind.COUNT, "With --local: of the answers.", "0"),
     # -- rows to requests
-    Option("endpoint", Kind.TEXT, "What every request asks for.", "/v1/chat/completions", _SHAPING),
+    Option("endpoint", Kind.TEXT, "What every request asks for.", "/v1/chat/completions", "run preview shard merge"),
     Option("model", Kind.TEXT, "The model of plain rows.", on=_SHAPING),
     Option("system", Kind.TEXT, "A system message, with {{ field }}.", on=_SHAPING),
     Option("prompt", Kind.TEXT, "The user's message, with {{ field }}.", on=_SHAPING),
@@ -191,8 +189,11 @@ def _count(option: Option, value: object) -> int:
     return number
 
 
+_DECIMAL = r"\d{1,9}(\.\d{0,9})?|\.\d{1,9}"
+
+
 def _number(option: Option, value: object) -> float:
-    known = float(value) if isinstance(value, str) and re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value) else value
+    known = float(value) if isinstance(value, str) and re.fullmatch(_DECIMAL, value) else value
     if isinstance(known, bool) or not isinstance(known, int | float) or not 0 < known < 1e9:
         raise _ValueFaultError(f"{value!r} is no number above 0")
     return float(known)
@@ -220,7 +221,7 @@ def _duration(option: Option, value: object) -> float:
 
 
 def _seconds(text: str) -> float | None:
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", text):
+    if re.fullmatch(_DECIMAL, text):
         return float(text)
     if not re.fullmatch(r"(\d{1,9}(\.\d{1,9})?(ms|s|m|h|d))+", text):
         return None
@@ -306,6 +307,8 @@ _PARSERS = {
 
 def read_job(path: str) -> dict[str, Any]:
     """The options that a job file sets, in their plain form. Raises ConfigError."""
+    import tomllib  # only who reads one pays for it
+
     try:
         with open(path, "rb") as file:
             table = tomllib.load(file)
@@ -322,6 +325,8 @@ def parse_all(values: Mapping[str, object], where: str = "") -> dict[str, Any]:
     """Named values in their plain form; None counts as not given. Raises ConfigError."""
     for name in values:
         if name not in BY_NAME:
+            from difflib import get_close_matches
+
             close = get_close_matches(name, BY_NAME, 1)
             hint = f"; did you mean {close[0]}?" if close else "."
             raise ConfigError(f"There is no option {name!r}{where}{hint}")

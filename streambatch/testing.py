@@ -39,7 +39,8 @@ class LocalServer:
 
     def ledger(self, run: str | None = None) -> dict[str, int]:
         """What the server executed and delivered, of all batches or of one run's."""
-        return self._call("GET", "ledger" if run is None else f"ledger?run={quote(run, safe='')}")
+        figures: dict[str, int] = self._call("GET", "ledger" if run is None else f"ledger?run={quote(run, safe='')}")
+        return figures
 
     def set_faults(self, faults: Faults | None) -> None:
         """Another fault script from now on; None clears it. Raises `ConfigError` where it is no script."""

@@ -1,6 +1,7 @@
 """What can rot: flags = variables = job file = library keywords = docs, and the links of the pages."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -8,6 +9,7 @@ from typing import get_type_hints
 import click
 import pytest
 
+import streambatch
 from streambatch.cli import COMMANDS, main
 from streambatch.options import BY_NAME, OPTIONS, Option, parse_all, read_job
 
@@ -113,6 +115,22 @@ def test_library_keywords_are_the_options() -> None:
 def test_the_page_names_every_command() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert {c for c in COMMANDS if f"\nstreambatch {c} " in page} | {"serve"} == set(COMMANDS)
+
+
+def test_the_first_example_of_the_library_runs(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+    example = page.split("```python\n", 1)[1].split("```", 1)[0]
+    (tmp_path / "questions.jsonl").write_text('{"question": "why?"}\n', encoding="utf-8")
+    told = subprocess.run(
+        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert told.stdout == f"1 answers in {tmp_path / 'answers.jsonl'}\n", told.stderr
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/library.md"])
+def test_the_names_in_the_examples_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    assert set(re.findall(r"\bstreambatch\.([A-Za-z_]+)\(", text)) <= set(streambatch.__all__)
 
 
 def test_names_are_written_one_way() -> None:

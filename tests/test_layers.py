@@ -10,6 +10,14 @@ import pytest
 
 PACKAGE = Path(__file__).parent.parent / "streambatch"
 
+BESIDE = {
+    "options",
+    "configure",
+    "reports",
+    "outcome",
+    "previewing",
+    "endings",
+}  # parts of the library and the commands
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "core": {"errors"},
@@ -20,24 +28,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "options": {"errors"},
     "configure": {"errors", "core", "edge", "config", "options"},
     "progress": {"errors", "core"},
+    "reports": {"errors", "core", "edge"},
+    "outcome": {"errors", "core"},
+    "previewing": {"errors", "core", "edge"},
+    "endings": {"errors", "core", "edge", "config", "engine"},
     "server": {"errors"},
     "testing": {"errors", "server"},
-    "api": {"errors", "core", "edge", "config", "engine", "options", "configure", "server", "testing"},
-    "cli": {
-        "errors",
-        "core",
-        "edge",
-        "config",
-        "engine",
-        "options",
-        "configure",
-        "progress",
-        "server",
-        "testing",
-        "api",
-    },
+    "api": {"errors", "core", "edge", "config", "engine", "server", *BESIDE},
+    "cli": {"errors", "core", "edge", "config", "engine", "server", "progress", "api", *BESIDE},
     "__main__": {"cli"},
-    "__init__": {"api"},
+    "__init__": {"api", "errors"},
 }
 OUTSIDE = {
     "os",

@@ -39,6 +39,12 @@ class Commands(click.Group):
         with formatter.section("Commands"):
             formatter.write_dl(list(COMMANDS.items()))
 
+    def invoke(self, ctx: click.Context) -> Any:
+        from streambatch.cli.ending import interrupted
+
+        with interrupted():  # before click sees it, who writes a line of its own
+            return super().invoke(ctx)
+
     def main(  # type: ignore[override]  # it never returns, whatever click's mode
         self, args: Sequence[str] | None = None, prog_name: str | None = None, **extra: Any
     ) -> NoReturn:

@@ -14,7 +14,8 @@ import click
 from streambatch.core.wording import one_line
 from streambatch.errors import StreambatchError
 
-INTERRUPTED, TERMINATED, BUG = 130, 143, 1
+INTERRUPTED, BUG = 130, 1
+_INTERRUPTED = "Interrupted; nothing more is sent, and the same command goes on."
 
 
 @contextlib.contextmanager
@@ -29,7 +30,7 @@ def ended() -> Iterator[None]:
     except click.ClickException as error:
         leave(2, usage_sentence(error))
     except (KeyboardInterrupt, click.Abort):
-        leave(INTERRUPTED, "Interrupted before anything was sent; nothing runs; the same command starts again.")
+        leave(INTERRUPTED, _INTERRUPTED)
     except StreambatchError as error:
         leave(error.exit_code, str(error))
     except BrokenPipeError:
@@ -37,6 +38,15 @@ def ended() -> Iterator[None]:
         leave(0)
     except Exception as error:  # noqa: BLE001  the last stop: a bug of ours is said in one sentence, its traceback kept
         leave(BUG, bug_sentence(error))
+
+
+@contextlib.contextmanager
+def interrupted() -> Iterator[None]:
+    """Ctrl-C inside, where no engine is at work that would have to close its journal."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        leave(INTERRUPTED, _INTERRUPTED)
 
 
 def leave(code: int, sentence: str = "") -> NoReturn:

@@ -59,7 +59,9 @@ def takes(command: str, **more: Any) -> Callable[[Callable[..., None]], click.Co
 
     def decorate(function: Callable[..., None]) -> click.Command:
         settings = {"auto_envvar_prefix": "STREAMBATCH"}
-        command_of: Callable[[Callable[..., None]], click.Command] = click.command(command, context_settings=settings, **more)
+        command_of: Callable[[Callable[..., None]], click.Command] = click.command(
+            command, context_settings=settings, **more
+        )
         made = command_of(_given(function))
         own = made.params
         made.params = [p for p in own if isinstance(p, click.Argument)]

@@ -6,6 +6,7 @@ plus the spec's `suffix`; the parent alone renames it, so a worker that outlives
 
 import msgspec
 
+from streambatch.core.joins import Joined, JoinJob
 from streambatch.core.models import Shaping, ShardLimits, Usage
 
 
@@ -216,6 +217,6 @@ class Failed(msgspec.Struct, frozen=True, tag="failed"):
     line: int | None = None
 
 
-Job = Prepare | Remainder | Settle | Merge
-Manifest = Prepared | RemainderMade | Outcomes | MergedFiles
-Reply = Prepared | RemainderMade | Outcomes | MergedFiles | Failed
+Job = Prepare | Remainder | Settle | Merge | JoinJob
+Manifest = Prepared | RemainderMade | Outcomes | MergedFiles | Joined
+Reply = Prepared | RemainderMade | Outcomes | MergedFiles | Joined | Failed

@@ -5,13 +5,15 @@ Pure. It is given outcome records and the bytes of rows and results; which files
 
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import compress
 
 import msgspec
 
+from streambatch.core.matching import AGAIN
 from streambatch.core.results import Verdict, read_line
-from streambatch.core.settling import OPEN, RECORD, Kind, RowClass
+from streambatch.core.rows import shown
+from streambatch.core.settling import BAD_ROW, OPEN, RECORD, Kind, RowClass
 from streambatch.core.wording import one_line
 
 REASONS = 20
@@ -90,7 +92,7 @@ class ErrorLine(msgspec.Struct, frozen=True):
     custom_id: str | None
     class_: str = msgspec.field(name="class")
     reason: str
-    attempts: int
+    attempts: int | None
     result: msgspec.Raw | None
 
 
@@ -138,11 +140,34 @@ def _cut(text: str) -> str:
 def as_object(line: bytes) -> msgspec.Raw:
     """A service's line as it is, if it is an object of JSON; else as one text."""
     try:
-        if isinstance(msgspec.json.decode(line), dict):
-            return msgspec.Raw(line.strip(b" \t\r\n"))
+        whole = isinstance(msgspec.json.decode(line), dict)
     except (msgspec.DecodeError, UnicodeDecodeError):
-        pass
-    return msgspec.Raw(msgspec.json.encode(line.decode(errors="replace")))
+        whole = False
+    return msgspec.Raw(line.strip(b" \t\r\n") if whole else msgspec.json.encode(line.decode(errors="replace")))
+
+
+class Ended(msgspec.Struct, frozen=True):
+    """A row that has no success, of a join: `bad` says why it is no row that could have one; `line` is the service's."""
+
+    ordinal: int
+    file: str
+    line: int
+    name: str | None
+    row_class: int
+    bad: str | None = None
+    text: bytes | None = None
+
+
+def ended_line(row: Ended) -> ErrorLine:
+    """Its line in the errors file; how often it was tried is not known."""
+    place = (row.ordinal, row.file, row.line, row.name)
+    if row.bad is not None:
+        return ErrorLine(*place, BAD_ROW, row.bad, 0, None)
+    if row.row_class == AGAIN:
+        return ErrorLine(*place, BAD_ROW, f"custom_id {shown(str(row.name))} is that of an earlier row too", 0, None)
+    row_class = RowClass(row.row_class)
+    result = None if row.text is None else as_object(row.text)
+    return ErrorLine(*place, row_class.label, reason_of(row_class, row.text), None, result)
 
 
 class Reasons:
@@ -151,11 +176,16 @@ class Reasons:
     def __init__(self) -> None:
         self._counts: dict[tuple[str, str], int] = {}
 
-    def add(self, row_class: str, reason: str) -> None:
+    def add(self, row_class: str, reason: str, rows: int = 1) -> None:
         key = (row_class, reason)
         if key not in self._counts and len(self._counts) >= REASONS_HELD:
             key = (row_class, OTHERS)
-        self._counts[key] = self._counts.get(key, 0) + 1
+        self._counts[key] = self._counts.get(key, 0) + rows
+
+    def include(self, counts: Iterable[tuple[str, str, int]]) -> None:
+        """Counts of others."""
+        for row_class, reason, count in counts:
+            self.add(row_class, reason, count)
 
     def top(self) -> tuple[tuple[str, str, int], ...]:
         """The most frequent ones first."""

@@ -7,6 +7,8 @@ import msgspec
 
 from streambatch.errors import ApiError
 
+SPREAD_S = 10.0  # the most that chance adds to a wait that was asked for
+
 
 class RetryPolicy(msgspec.Struct, frozen=True):
     """Waits grow from `first_wait_s` by `factor` to `max_wait_s`; `jitter` is the part of a wait that chance may take off.
@@ -53,7 +55,7 @@ def _wait(retry_after_s: float | None, attempt: int, random: float, policy: Retr
     if retry_after_s is None:
         return backoff
     least = max(retry_after_s, policy.first_wait_s * (1 - policy.jitter))  # "0" must not become a hot loop
-    return least * (1 + policy.jitter * random)
+    return least + min(policy.jitter * least, SPREAD_S) * random
 
 
 def may_repeat_create(error: ApiError) -> bool:

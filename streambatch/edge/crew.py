@@ -19,6 +19,11 @@ class Answer:
         self.job = job
         self._done: SimpleQueue[Manifest | BaseException] = SimpleQueue()
 
+    @property
+    def done(self) -> bool:
+        """Whether it can be had without waiting."""
+        return not self._done.empty()
+
     def put(self, made: Manifest | BaseException) -> None:
         self._done.put(made)
 

@@ -7,7 +7,7 @@ import mmap
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
 from operator import ne
@@ -51,7 +51,7 @@ class Spans:
         """Whether most of them follow the one before in its file."""
         ends = map(sum, zip(self.offsets, self.lengths, [1] * len(self.offsets), strict=True))
         breaks = sum(map(ne, ends, self.offsets[1:]))
-        return breaks * SEQUENTIAL < len(self.offsets)
+        return bool(breaks * SEQUENTIAL < len(self.offsets))
 
     def _sources(self) -> Sequence[int]:
         return [0] * len(self.offsets) if self.sources is None else self.sources
@@ -98,23 +98,23 @@ def _copy_one(target: int, at: int, files: Sequence[int], spans: Spans, which: i
 
 def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[[Spans, int, int], bytes]:
     """How to read a chunk of short spans: from a mapping of the beginning of the largest file, the rest by calls."""
+    if not map_bytes:
+        return lambda spans, first, last: _join([read_span(files[s], o, n) for s, o, n in _picked(spans, first, last)])
     sizes = [os.fstat(fd).st_size for fd in files]
     biggest = sizes.index(max(sizes))
     mapped = min(sizes[biggest], map_bytes)
-    if not mapped:
-        return lambda spans, first, last: _join([read_span(*span) for span in _picked(files, spans, first, last)])
     view = stack.enter_context(mmap.mmap(files[biggest], mapped, flags=_MAP_FLAGS, prot=mmap.PROT_READ))
 
     def of_one(offset: int, end: int) -> bytes:
         return view[offset:end] if end <= mapped else read_span(files[0], offset, end - offset)
 
-    def of_any(fd: int, offset: int, length: int) -> bytes:
-        whole = fd == files[biggest] and offset + length <= mapped
-        return view[offset : offset + length] if whole else read_span(fd, offset, length)
+    def of_any(source: int, offset: int, length: int) -> bytes:
+        whole = source == biggest and offset + length <= mapped
+        return view[offset : offset + length] if whole else read_span(files[source], offset, length)
 
     def read(spans: Spans, first: int, last: int) -> bytes:
         if spans.sources is not None:
-            return _join([of_any(*span) for span in _picked(files, spans, first, last)])
+            return _join([of_any(*span) for span in _picked(spans, first, last)])
         pairs = zip(spans.offsets[first:last], spans.lengths[first:last], strict=True)
         if mapped == sizes[0]:
             return _join([view[offset : offset + length] for offset, length in pairs])
@@ -126,10 +126,9 @@ def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[
 _MAP_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 
 
-def _picked(files: Sequence[int], spans: Spans, first: int, last: int) -> list[tuple[int, int, int]]:
+def _picked(spans: Spans, first: int, last: int) -> Iterator[tuple[int, int, int]]:
     sources = [0] * (last - first) if spans.sources is None else spans.sources[first:last]
-    places = zip(sources, spans.offsets[first:last], spans.lengths[first:last], strict=True)
-    return [(files[source], offset, length) for source, offset, length in places]
+    return zip(sources, spans.offsets[first:last], spans.lengths[first:last], strict=True)
 
 
 def _join(lines: list[bytes]) -> bytes:

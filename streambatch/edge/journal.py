@@ -287,6 +287,7 @@ class Journal:
         self._listen = listen
         self._failpoints = Failpoints() if failpoints is None else failpoints
         self._lock = anyio.Lock()
+        self.appended = 0  # events, by this process
 
     async def append(self, *events: e.Event) -> None:
         """Make events durable; a cancelled caller still waits for the write. Raises JournalError."""
@@ -294,6 +295,7 @@ class Journal:
             self._pass("before", events)
             async with self._lock:
                 await self._blocking(self._store.append, events)
+            self.appended += len(events)
             self._pass("after", events)
             for event in events:
                 self._listen(event)

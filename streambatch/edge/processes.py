@@ -27,6 +27,7 @@ sys.path[:] = sys.argv[1:]
 sys.modules["typing_extensions"] = None
 from streambatch.edge.jobs.serving import main
 main()"""
+SHOWN_CHARACTERS = 200  # of its last line, in our message
 SECRETS = ("KEY", "TOKEN", "SECRET", "PASSWORD", "CREDENTIAL")
 
 _encode = msgspec.msgpack.Encoder().encode
@@ -108,7 +109,7 @@ class _DeathError(Exception):
 
     def __init__(self, status: int, words: str) -> None:
         how = f"signal {-status}" if status < 0 else f"exit code {status}"
-        last = words.strip().rpartition("\n")[2]
+        last = words.strip().rpartition("\n")[2][-SHOWN_CHARACTERS:]
         super().__init__(f"{how}: {last}" if last else how)
 
 

@@ -15,6 +15,7 @@ from streambatch.core.results import HEAD_BYTES
 BLOCK_BYTES = 512 << 10
 HELD_BYTES = 1 << 20  # longer lines are passed on as ranges
 TAIL_BYTES = 4 << 10
+SEEK_BYTES = 16 << 10
 
 
 class Lines(msgspec.Struct, frozen=True, gc=False):
@@ -45,11 +46,12 @@ class LastLine(msgspec.Struct, frozen=True, gc=False):
 
 
 def read_lines(
-    fd: int, *, block_bytes: int = BLOCK_BYTES, held_bytes: int = HELD_BYTES
+    fd: int, start: int = 0, end: int | None = None, *, block_bytes: int = BLOCK_BYTES, held_bytes: int = HELD_BYTES
 ) -> Iterator[Lines | LongLine | LastLine]:
-    """All lines of a file, from its beginning. A line of up to `held_bytes` is given whole."""
-    at = 0
-    while block := os.pread(fd, block_bytes, at):
+    """The lines of a range of whole lines, or of all from `start` on. A line of up to `held_bytes` is given whole."""
+    at = start
+    stop = os.fstat(fd).st_size if end is None else end
+    while at < stop and (block := os.pread(fd, min(block_bytes, stop - at), at)):
         lines = BytesIO(block).readlines()
         rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
         if lines:
@@ -86,3 +88,17 @@ def _end_of_line(fd: int, at: int, block_bytes: int) -> tuple[int, bool]:
             return at + found, True
         at += len(block)
     return at, False
+
+
+def next_line(fd: int, at: int, end: int) -> int:
+    """Where the first line begins that begins at `at` or after it; `end` where there is none before it."""
+    point, terminated = _end_of_line(fd, at - 1, SEEK_BYTES)
+    return min(point + 1, end) if terminated else end
+
+
+def cut_points(fd: int, start: int, end: int, step: int) -> list[int]:
+    """Places from `start` to `end`, about `step` apart, at which lines begin."""
+    points = [start]
+    while points[-1] + step < end and (point := next_line(fd, points[-1] + step, end)) < end:
+        points.append(point)
+    return [*points, end]

@@ -40,7 +40,7 @@ def open_input(path: str, name: str) -> Iterator[int]:
     """A file descriptor for reading; what fails inside becomes a SourceError that shows `name`."""
     fd = -1
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
         mode = os.fstat(fd).st_mode
         if not S_ISREG(mode):
             kind = "a directory: name the files in it" if S_ISDIR(mode) else "no regular file: save its rows to one"
@@ -67,13 +67,15 @@ def _read(fd: int, size: int, position: int, name: str) -> bytes:
 class Chunk(msgspec.Struct, gc=False):
     """Consecutive bytes of a file and the whole lines in them.
 
-    Of a line that is too long to be held, `data` is a part; `long_bytes` is its length, in the chunk where it ends.
+    Of a line that is too long to be held, `data` is a part; where it ends, `long_bytes` is its length, and `long_blank`
+    says that it was white space.
     """
 
     data: memoryview
     lines: list[bytes]
     ascii_only: bool = False
     long_bytes: int = 0
+    long_blank: bool = False
 
 
 def read_lines(
@@ -113,9 +115,12 @@ def _long_line(fd: int, name: str, start: int, end: int, max_line_bytes: int) ->
         line = _read(fd, end - start, start, name)
         yield Chunk(memoryview(line), [line], line.isascii())
         return
+    blank = True
     for position in range(start, end, BLOCK_BYTES):
         block = _read(fd, min(BLOCK_BYTES, end - position), position, name)
-        yield Chunk(memoryview(block), [], long_bytes=end - start if position + len(block) == end else 0)
+        blank = blank and block.isspace()
+        over = position + len(block) == end
+        yield Chunk(memoryview(block), [], long_bytes=end - start if over else 0, long_blank=over and blank)
 
 
 # -- the first row

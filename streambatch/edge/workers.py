@@ -13,9 +13,11 @@ import anyio
 import anyio.to_thread
 from anyio.lowlevel import checkpoint
 
-from streambatch.core.jobs import Job, Manifest, Merge, Remainder, Settle
+from streambatch.core.jobs import Job, Manifest, Merge, Prepare, Remainder, Settle
 from streambatch.edge.jobs import run_job
 from streambatch.edge.processes import Worker
+
+RANKS: dict[type[Job], int] = {Merge: 0, Settle: 1, Remainder: 2, Prepare: 3}  # the lowest goes first
 
 
 class Executor(Protocol):
@@ -46,7 +48,7 @@ class ThreadExecutor:
 
     async def run(self, job: Job) -> Manifest:
         """Waits for its turn, then does it."""
-        async with self._turns.turn(priority(job)):
+        async with self._turns.turn(RANKS[type(job)]):
             return await anyio.to_thread.run_sync(run_job, job)
 
     async def aclose(self) -> None:
@@ -69,7 +71,7 @@ class ProcessExecutor:
 
     async def run(self, job: Job) -> Manifest:
         """Waits for its turn, then has a process do it."""
-        async with self._turns.turn(priority(job)):
+        async with self._turns.turn(RANKS[type(job)]):
             worker = self._idle.pop() if self._idle else Worker()
             self._busy.add(worker)
             try:
@@ -89,11 +91,6 @@ class ProcessExecutor:
         with anyio.CancelScope(shield=True):
             while self._idle:
                 await anyio.to_thread.run_sync(self._idle.pop().close)
-
-
-def priority(job: Job) -> int:
-    """Lower goes first."""
-    return next((rank for rank, kind in enumerate((Merge, Settle, Remainder)) if isinstance(job, kind)), 3)
 
 
 class _Turns:

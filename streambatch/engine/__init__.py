@@ -46,6 +46,7 @@ class House(msgspec.Struct, frozen=True):
     blocking: Blocking
     executor: Callable[[Config, int], Executor]
     journal: Callable[[RunFiles], str]
+    look_every_s: float = 0.5  # how often progress is told, and a request to cancel is seen
 
 
 def _executor(config: Config, size: int) -> Executor:
@@ -213,7 +214,7 @@ class _Session:
             adoption.search,
             visit.refused,
         )
-        ticker = Ticker(visit, self._listen)
+        ticker = Ticker(visit, self._listen, self._house.look_every_s)
         async with anyio.create_task_group() as tasks:
             visit.tasks = tasks
             await self._resume(visit)

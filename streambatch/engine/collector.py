@@ -9,6 +9,7 @@ from streambatch.engine.maker import segment_name
 from streambatch.engine.pool import Pool
 from streambatch.errors import JournalError
 
+LONGEST_WAIT_S = 60.0  # without a ring: only time itself can have changed anything
 COLLECTING = (ShardState.ADMITTED, ShardState.DOWNLOADED)
 MOVING = (*lifecycle.IN_FLIGHT, ShardState.FINISHED, *COLLECTING)
 
@@ -32,7 +33,7 @@ class Collector:
             if not moved:
                 if await self._over():
                     return
-                await visit.bell.wait(ticket, 1.0)
+                await visit.bell.wait(ticket, min(LONGEST_WAIT_S, self._pool.next_due_s()))
 
     # -- admission
 

@@ -121,7 +121,7 @@ class Maker:
                 visit.maker_idle = False
                 return
             visit.maker_idle = True
-            await visit.bell.wait(ticket, 5.0)
+            await visit.bell.wait(ticket, 600.0)
 
     async def _seal(self, segment: Segment, made: jobs.Prepared) -> None:
         visit = self._visit

@@ -32,6 +32,12 @@ class Pool:
                 return True
         return False
 
+    def next_due_s(self) -> float:
+        """Seconds until the oldest group has waited long enough, as far as known."""
+        now = self._visit.world.clock.monotonic()
+        ends = [since + self._visit.config.pool_wait_s for since in self._waits_since.values()]
+        return max(0.05, min(ends, default=float("inf")) - now)
+
     async def _due(self, group: PoolGroup) -> bool:
         visit = self._visit
         if group.rows >= self._max_rows(group):

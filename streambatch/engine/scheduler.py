@@ -33,7 +33,7 @@ class Scheduler:
     def _patience(self) -> float:
         """Until the first refused model may try again, at most."""
         now = self._visit.world.clock.monotonic()
-        return max(0.05, min([30.0, *(b.until - now for b in self._visit.backoff.values() if b.until > now)]))
+        return max(0.05, min([600.0, *(b.until - now for b in self._visit.backoff.values() if b.until > now)]))
 
     async def _uploads(self) -> None:
         visit = self._visit

@@ -8,17 +8,21 @@ from streambatch.edge import files as disk
 from streambatch.engine import inspect
 from streambatch.engine.context import Listener, Visit
 
-EVERY_S = 0.5
 STATUS_EVERY_S = 2.0
+STALE_S = 5.0  # a look that found nothing new is taken again after this
 
 
 class Ticker:
     """Tells others; decides nothing but to end a visit on time."""
 
-    def __init__(self, visit: Visit, listen: Listener) -> None:
+    def __init__(self, visit: Visit, listen: Listener, every_s: float) -> None:
         self._visit = visit
         self._listen = listen
+        self._every_s = every_s
         self._written = float("-inf")
+        self._taken = float("-inf")
+        self._appended = -1
+        self._seen = Progress(run_id=visit.started.run_id, phase=visit.phase)
 
     async def run(self) -> None:
         visit = self._visit
@@ -27,11 +31,11 @@ class Ticker:
             if await visit.world.blocking(visit.files.cancel.exists):
                 visit.cancel()
             self._stop_in_time()
-            await anyio.sleep(EVERY_S)
+            await anyio.sleep(self._every_s)
 
     async def last(self) -> None:
         """The final look, whatever the pace."""
-        self._written = float("-inf")
+        self._written = self._taken = float("-inf")
         self._listen(await self._look())
         await self._visit.world.blocking(lambda: self._visit.files.cancel.unlink(missing_ok=True))
 
@@ -46,7 +50,12 @@ class Ticker:
         visit = self._visit
         now = visit.world.clock.monotonic()
         elapsed = now - visit.began
-        look = await visit.journal.read(inspect.progress, phase=visit.phase, elapsed_s=elapsed, note=visit.note)
+        if self._appended != visit.journal.appended or now - self._taken >= STALE_S:
+            self._appended, self._taken = visit.journal.appended, now
+            self._seen = await visit.journal.read(
+                inspect.progress, phase=visit.phase, elapsed_s=elapsed, note=visit.note
+            )
+        look = msgspec.structs.replace(self._seen, phase=visit.phase, elapsed_s=elapsed, note=visit.note)
         if now - self._written >= STATUS_EVERY_S:
             self._written = now
             data = msgspec.json.encode(look)

@@ -127,10 +127,7 @@ class Answerer:
             body = self._body(endpoint, digest, row.body)
         except RowError as error:
             return failed(digest, row.custom_id, error)
-        told = body.get("usage")
-        usage = told if isinstance(told, dict) else {}
-        read = usage.get("prompt_tokens", usage.get("input_tokens", 0))
-        written = usage.get("completion_tokens", usage.get("output_tokens", 0))
+        read, written = _used(body, "prompt_tokens", "input_tokens"), _used(body, "completion_tokens", "output_tokens")
         return Answer(result(digest, row.custom_id, 200, body), True, read, written)
 
     def _body(self, endpoint: str, digest: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -158,6 +155,13 @@ def _called(own: Callable[[dict[str, Any]], str | dict[str, Any]], body: dict[st
         raise RowError(
             told, status if isinstance(status, int) else 500, code if isinstance(code, str) else None
         ) from error
+
+
+def _used(body: dict[str, Any], *names: str) -> int:
+    """Tokens that a body's usage tells of; a user's own body may tell anything."""
+    usage = body.get("usage")
+    told = [usage[name] for name in names if isinstance(usage.get(name), int)] if isinstance(usage, dict) else []
+    return int(told[0]) if told else 0
 
 
 # -------------------------------------------------------------------- result lines

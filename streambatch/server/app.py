@@ -33,11 +33,12 @@ ROUTES: tuple[tuple[str, str, str, Handler], ...] = (
 )
 READ_BUFFER = 1 << 18
 SHUTDOWN_S = 1.0
+MAX_JSON_BYTES = 8 << 20
 
 
 def make_app(service: Service) -> web.Application:
     """The HTTP side of a service."""
-    app = web.Application(middlewares=[envelopes, guard, misbehave])
+    app = web.Application(middlewares=[envelopes, guard, misbehave], client_max_size=MAX_JSON_BYTES)
     app[SERVICE] = service
     app[LABELS] = {handler: label for label, _, _, handler in ROUTES if label}
     app.on_response_prepare.append(stamp)

@@ -8,6 +8,7 @@ import re
 import secrets
 import time
 from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import Any
 
 from aiohttp import web
@@ -18,6 +19,9 @@ from streambatch.server.service import Service
 from streambatch.server.settings import is_loopback
 
 SERVICE = web.AppKey("service", Service)
+LABELS = web.AppKey("labels", dict[Any, str])  # handler -> its name in fault scripts
+BEGAN: ContextVar[float] = ContextVar("began", default=0.0)
+RULES: ContextVar[list[script.HttpRule]] = ContextVar("rules")  # that hit this call and are the handler's to carry out
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GZIP_FROM = 512
 EVERYWHERE = ("0.0.0.0", "::")  # bound to all addresses, so any name may be ours; a key is then required
@@ -61,17 +65,15 @@ def answer(request: web.Request, value: Any, status: int = 200) -> web.Response:
 @web.middleware
 async def envelopes(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Errors leave in the service's form."""
-    request["began"] = time.monotonic()
+    BEGAN.set(time.monotonic())
     try:
         return await handler(request)
     except RefusedError as refusal:
         return answer(request, refusal.body, refusal.status)
-    except HungUpError:
-        return web.Response()
+    except (HungUpError, ConnectionError):
+        return web.Response()  # nobody reads it
     except web.HTTPException as error:
         return answer(request, envelope(_plain(request, error.status)), error.status)
-    except (ConnectionError, asyncio.CancelledError):
-        raise
     except Exception:
         log.exception("%s %s failed", request.method, request.path)
         told = "The server had an error while processing your request. Sorry about that!"
@@ -128,16 +130,13 @@ async def misbehave(request: web.Request, handler: Handler) -> web.StreamRespons
             return _scripted(request, rule)
         elif isinstance(rule, script.Drop):
             hang_up(request)
-    request["rules"] = rules
+    RULES.set(rules)
     response = await handler(request)
     if any(isinstance(rule, script.ActAndDrop) for rule in rules):
         hang_up(request)
     if any(isinstance(rule, script.Garble) for rule in rules) and isinstance(response, web.Response):
         return web.Response(body=b'{"id": "batch_', content_type="application/json", status=response.status)
     return response
-
-
-LABELS = web.AppKey("labels", dict[Any, str])
 
 
 def hang_up(request: web.Request) -> None:
@@ -179,9 +178,8 @@ MESSAGES = {
 
 async def stamp(request: web.Request, response: web.StreamResponse) -> None:
     """The headers of every answer."""
-    began = request.get("began", time.monotonic())
     response.headers["x-request-id"] = f"req_{secrets.token_hex(16)}"
     response.headers["openai-version"] = "2020-10-01"
     response.headers["openai-organization"] = "streambatch-local"
-    response.headers["openai-processing-ms"] = str(max(1, round((time.monotonic() - began) * 1000)))
+    response.headers["openai-processing-ms"] = str(max(1, round((time.monotonic() - BEGAN.get()) * 1000)))
     response.headers["Server"] = "streambatch"

@@ -10,7 +10,7 @@ from random import Random
 
 from xxhash import xxh3_64_intdigest
 
-from streambatch.server.script import BatchRule, HttpRule, RowRule, Rows, Script, When
+from streambatch.server.script import ENDING, BatchRule, HttpRule, RowRule, Rows, Script, When
 
 WHOLE = 1 << 64
 Place = tuple[str, int]
@@ -32,10 +32,15 @@ class Faults:
         self._executions: Counter[tuple[int, int]] = Counter()
 
     def http(self, route: str) -> list[HttpRule]:
-        """The rules that hit this call of a route, in the script's order."""
+        """The rules that hit this call of a route, in the script's order; those behind one that ends the call don't see it."""
+        hit: list[HttpRule] = []
         with self._lock:
-            rules = enumerate(self.script.http)
-            return [rule for n, rule in rules if route in rule.routes and self._fires(("http", n), rule)]
+            for n, rule in enumerate(self.script.http):
+                if route in rule.routes and self._fires(("http", n), rule):
+                    hit.append(rule)
+                    if isinstance(rule, ENDING):
+                        break
+        return hit
 
     def batch(self, tag: str) -> list[BatchRule]:
         """The rules that hit a new batch with this `streambatch` metadata."""

@@ -7,7 +7,7 @@ from typing import Any
 from aiohttp import web
 
 from streambatch.server import script
-from streambatch.server.door import SERVICE, RefusedError, answer, hang_up
+from streambatch.server.door import RULES, SERVICE, RefusedError, answer, hang_up
 from streambatch.server.objects import file_object, page
 from streambatch.server.query import after_of, limit_of
 from streambatch.server.records import File
@@ -49,7 +49,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
 async def content(request: web.Request) -> web.StreamResponse:
     """A file's bytes: with a length, in constant memory; marked as delivered once all of them left."""
     service, file = request.app[SERVICE], _found(request)
-    rules = request["rules"]
+    rules = RULES.get()
     size = min([file.bytes, *(rule.at for rule in rules if isinstance(rule, script.Short))])
     start, stop = _span(request, file, size) if service.settings.ranges else (0, size)
     response = web.StreamResponse(status=200 if (start, stop) == (0, size) else 206)
@@ -95,7 +95,10 @@ def _etag(file: File) -> str:
 
 def _span(request: web.Request, file: File, size: int) -> tuple[int, int]:
     """The part that a Range header asks for; all of it where there is none, or the file is another than the client thinks."""
-    asked: Any = request.http_range if request.headers.get("If-Range", _etag(file)) == _etag(file) else slice(None)
+    try:
+        asked: Any = request.http_range if request.headers.get("If-Range", _etag(file)) == _etag(file) else slice(None)
+    except ValueError:  # a form that HTTP tells us to ignore
+        asked = slice(None)
     if asked.start is None and asked.stop is None:
         return 0, size
     start, stop, _ = asked.indices(size)

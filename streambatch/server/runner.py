@@ -142,7 +142,7 @@ class Runner:
     def _held(self, batch: Batch) -> float | None:
         """How long a script keeps the batch in its state; None if it doesn't, or did so already."""
         mark = (batch.key, batch.status)
-        seconds = [rule.seconds for rule in self._rules_of(batch, script.Stuck) if rule.state == batch.status]
+        seconds = [_endless(rule.seconds) for rule in self._rules_of(batch, script.Stuck) if rule.state == batch.status]
         if not seconds or mark in self._stuck:
             return None
         self._stuck.add(mark)
@@ -158,7 +158,10 @@ class Runner:
         if self._validation is None:
             return self._begin_validation()
         seq, due, validation = self._validation
-        verdict = validation.step(SLICE_LINES)
+        try:
+            verdict = validation.step(SLICE_LINES)
+        except OSError as error:
+            verdict = self._unreadable(seq, error)
         if verdict is not None:
             self._validation = None
             self._judged(seq, due, verdict)
@@ -174,11 +177,18 @@ class Runner:
             self._store.update(seq, ("validating",), input_content=file.content)
             models = self._faults().script.models
             path, known = self._contents / file.content, None if models is None else tuple(models)
-            self._validation = (seq, due, Validation(path, batch.endpoint, known))
+            try:
+                self._validation = (seq, due, Validation(path, batch.endpoint, known))
+            except OSError as error:
+                self._judged(seq, due, self._unreadable(seq, error))
         else:
             self._judged(seq, due, cannot_find(batch.input_file_id))
         self._waiting.popleft()
         return True
+
+    def _unreadable(self, seq: int, error: OSError) -> Verdict:
+        log.warning("batch %d: its input can't be read: %s", seq, error)
+        return cannot_find(self._store.batch(seq).input_file_id)
 
     def _judged(self, seq: int, due: float, verdict: Verdict) -> None:
         self._verdicts[seq] = verdict
@@ -266,7 +276,7 @@ class Runner:
         return None
 
     def _result_file(self, batch: Batch, which: str, size: int, rows: int, now: int) -> File:
-        late = [rule.seconds if rule.seconds >= 0 else 1e12 for rule in self._rules_of(batch, script.LateFiles)]
+        late = [_endless(rule.seconds) for rule in self._rules_of(batch, script.LateFiles)]
         bare = 1 if size and self._rules_of(batch, script.NoNewline) else 0
         content = results_name(batch.key, which)
         (self._contents / content).touch(mode=0o600)
@@ -285,3 +295,7 @@ class Runner:
             and not self._store.is_read(batch.input_content)
         ):
             (self._contents / batch.input_content).unlink(missing_ok=True)
+
+
+def _endless(seconds: float | None) -> float:
+    return math.inf if seconds is None else seconds

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 
 from streambatch.errors import ConfigError
+from streambatch.server.records import LIVE
 
 ROUTES = ("upload", "files", "file", "delete", "content", "create", "list", "retrieve", "cancel", "models", "model")
 
@@ -144,7 +145,7 @@ class RowBodyText(Rows, frozen=True, kw_only=True, tag="body_as_text"):
 
 
 class Batches(When, frozen=True, kw_only=True):
-    """A rule of `batches`: `match` is a regular expression found in the `streambatch` metadata, or in the batch's model."""
+    """A rule of `batches`: `match` is a regular expression found in the `streambatch` metadata."""
 
     match: str | None = None
 
@@ -177,10 +178,15 @@ class CancelAt(Batches, frozen=True, kw_only=True, tag="cancel"):
 
 
 class Stuck(Batches, frozen=True, kw_only=True, tag="stuck"):
-    """Stays in a state for `seconds` of real time."""
+    """Stays in a state for `seconds` of real time; without them until it is cancelled."""
 
     state: str
-    seconds: float = 1e9
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.state not in LIVE:
+            raise ValueError(f"unknown state {self.state!r}, known are {', '.join(LIVE)}")
 
 
 class Hide(Batches, frozen=True, kw_only=True, tag="hide"):
@@ -198,9 +204,9 @@ class View(Batches, frozen=True, kw_only=True, tag="view"):
 
 
 class LateFiles(Batches, frozen=True, kw_only=True, tag="late_files"):
-    """Its output and error files answer 404 for `seconds` after its end; below zero, for ever."""
+    """Its output and error files answer 404 for `seconds` after its end; without them for ever."""
 
-    seconds: float
+    seconds: float | None = None
 
 
 class NoNewline(Batches, frozen=True, kw_only=True, tag="no_final_newline"):
@@ -222,6 +228,7 @@ class EmptyErrorFile(Batches, frozen=True, kw_only=True, tag="empty_error_file")
 
 
 HttpRule = Answer | Drop | ActAndDrop | Delay | Cut | Short | Slow | Garble
+ENDING = (Answer, Drop, ActAndDrop)
 RowRule = RowAnswer | RowTimeout | RowZero | RowLost | RowDuplicate | RowUnknown | RowHuge | RowBodyText
 BatchRule = (
     Fail | Expire | CancelAt | Stuck | Hide | View | LateFiles | NoNewline | WrongBytes | LeaveOut | EmptyErrorFile

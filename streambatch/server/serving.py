@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets
 import signal
@@ -18,6 +19,8 @@ from streambatch.server.app import running
 from streambatch.server.script import Script
 from streambatch.server.service import Own
 from streambatch.server.settings import Settings
+
+log = logging.getLogger("streambatch.server")
 
 
 class ThreadedServer:
@@ -64,8 +67,10 @@ class ThreadedServer:
     def _run(self) -> None:
         try:
             asyncio.run(self._serve())
-        except BaseException as error:  # noqa: BLE001  handed to the thread that waits in start()
+        except BaseException as error:
             self._failure = error
+            if self._ready.is_set():
+                log.exception("the local server ended by a failure")
         finally:
             self._ready.set()
 

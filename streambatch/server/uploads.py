@@ -43,6 +43,8 @@ class Upload:
             while (part := await reader.next()) is not None:
                 if not isinstance(part, BodyPartReader):
                     raise RefusedError(400, "Nested multipart bodies are not supported.")
+                if part.name == "file" and self.filename is not None:
+                    raise RefusedError(400, "Only one 'file' may be sent at a time.", param="file")
                 if part.name == "file":
                     self.filename = part.filename if part.filename is not None else "upload"
                     await self._take_file(part)

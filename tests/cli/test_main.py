@@ -1,19 +1,18 @@
 """The program as a whole: quick help, exit codes, one sentence, and what it does not load."""
 
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
-from streambatch.cli import COMMANDS, main
-from streambatch.cli import ending
+from streambatch.cli import COMMANDS, ending, main
 from streambatch.errors import ApiError, ConfigError, JournalError, Paused, SourceError, StorageError
 
 from .tools import call, environment, process
 
-HEAVY = "aiohttp anyio asyncio rich msgspec sqlite3 streambatch.engine streambatch.server".split()
+HEAVY = ["aiohttp", "anyio", "asyncio", "rich", "msgspec", "sqlite3", "streambatch.engine", "streambatch.server"]
 
 
 def test_help_names_every_command() -> None:
@@ -42,13 +41,18 @@ def test_help_is_quick_and_light(words: list[str]) -> None:
     )
     best = float("inf")
     for _ in range(5):
-        began = time.perf_counter()
+        before = _cpu_of_children()
         told = subprocess.run(
             [sys.executable, "-c", code], env=environment(), capture_output=True, text=True, timeout=30, check=True
         )
-        best = min(best, time.perf_counter() - began)
+        best = min(best, _cpu_of_children() - before)
         assert told.stderr == ""
-    assert best < 0.15, f"{words} took {best:.3f} s"
+    assert best < 0.15, f"{words} took {best:.3f} s of a core"  # a quiet machine shows the same figure on its clock
+
+
+def _cpu_of_children() -> float:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,8 @@ def test_shard_leaves_what_exists(rows: Path, tmp_path: Path) -> None:
 def test_no_network_and_no_display_is_loaded(rows: Path, words: list[str]) -> None:
     code = (
         "import sys, atexit\n"
-        "atexit.register(lambda: sys.stderr.write('LOADED ' + ' '.join(m for m in ('aiohttp', 'rich', 'asyncio') if m in sys.modules)))\n"
+        "heavy = ('aiohttp', 'rich', 'asyncio')\n"
+        "atexit.register(lambda: sys.stderr.write('LOADED ' + ' '.join(m for m in heavy if m in sys.modules)))\n"
         f"sys.argv[1:] = {words!r}\nfrom streambatch.cli import main\nmain()"
     )
     told = subprocess.run(

@@ -25,6 +25,7 @@ from .tools import call
         ("stop_after", 90, 90.0),
         ("poll_interval", "0.25", 0.25),
         ("poll_interval", "500ms", 0.5),
+        ("poll_interval", ".5", 0.5),
         ("max_errors", "12", (12, None)),
         ("max_errors", 12, (12, None)),
         ("max_errors", "0.5%", (0, 0.5)),

@@ -22,7 +22,7 @@ ASK = ["--local", "--model", "m", "--prompt", "say {{ word }}", "--max-requests"
 OPTIONS: dict[str, Any] = {
     "local": True, "model": "m", "prompt": "say {{ word }}", "max_requests": 10, "poll_interval": 0.1, "speed": 100,
 }  # fmt: skip
-QUICK, SLOW = ["--speed", "100"], ["--speed", "0.02"]
+QUICK = ["--speed", "100"]
 
 
 @pytest.fixture
@@ -157,15 +157,23 @@ def test_other_settings_of_a_run_are_refused(here: Path) -> None:
 
 
 class Engine:
-    """`streambatch run` as a process, on a server so slow that it has to wait."""
+    """`streambatch run` as a process, on a server so slow that it has to wait; killed at the latest when the test ends."""
 
-    def __init__(self, folder: Path, *more: str) -> None:
+    def __init__(self, folder: Path, *more: str, speed: float = 0.02) -> None:
         self.words = ["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *more]
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "streambatch", *self.words, *SLOW],
+            [sys.executable, "-m", "streambatch", *self.words, "--speed", str(speed)],
             cwd=folder, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+
+    def __enter__(self) -> "Engine":
+        self.wait_for_batches()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate(timeout=20)
 
     def wait_for_batches(self, count: int = 4) -> None:
         end = time.monotonic() + 30
@@ -186,12 +194,11 @@ class Engine:
     ("number", "code", "word"), [(signal.SIGINT, 130, "Interrupted"), (signal.SIGTERM, 143, "Stopped by SIGTERM")]
 )
 def test_a_signal_stops_and_the_same_command_goes_on(here: Path, number: signal.Signals, code: int, word: str) -> None:
-    engine = Engine(here, "--summary-file", "s.json")
-    engine.wait_for_batches()
-    began = time.monotonic()
-    engine.process.send_signal(number)
-    ended, _, err = engine.end()
-    assert time.monotonic() - began < 10
+    with Engine(here, "--summary-file", "s.json") as engine:
+        began = time.monotonic()
+        engine.process.send_signal(number)
+        ended, _, err = engine.end()
+        assert time.monotonic() - began < 10
     assert ended == code, err
     last = err.split("\n")[-2]
     assert last.startswith(
@@ -208,29 +215,25 @@ def test_a_signal_stops_and_the_same_command_goes_on(here: Path, number: signal.
 
 @pytest.mark.process
 def test_a_second_engine_is_refused(here: Path) -> None:
-    engine = Engine(here)
-    engine.wait_for_batches()
-    told = process([*engine.words, "--quiet"], here)
-    assert told.returncode == 2
-    assert "Another process" in told.stderr
-    assert told.stderr.count("\n") == 1
-    engine.process.kill()
-    engine.end()
+    with Engine(here) as engine:
+        told = process([*engine.words, "--quiet"], here)
+        assert told.returncode == 2
+        assert "Another process" in told.stderr
+        assert told.stderr.count("\n") == 1
 
 
 @pytest.mark.process
 def test_looks_from_outside_and_cancel(here: Path) -> None:
-    engine = Engine(here, "--quiet")
-    engine.wait_for_batches()
-    status = call(main, ["status", "out.jsonl"])
-    assert "(an engine works on it now)" in status.stdout
-    assert call(main, ["peek", "out.jsonl"]).stdout == ""
-    cancelled = process(["cancel", "out.jsonl", "--json"], here, timeout=90)
-    assert cancelled.returncode == 0, cancelled.stderr
-    assert json.loads(cancelled.stdout)["in_flight"] == 0
-    ended, _, err = engine.end()
-    assert ended == 4, err
-    assert "cancelled" in err
+    with Engine(here, "--quiet", speed=0.3) as engine:
+        status = call(main, ["status", "out.jsonl"])
+        assert "(an engine works on it now)" in status.stdout
+        assert call(main, ["peek", "out.jsonl"]).stdout == ""
+        cancelled = process(["cancel", "out.jsonl", "--json"], here)
+        assert cancelled.returncode == 0, cancelled.stderr
+        assert json.loads(cancelled.stdout)["in_flight"] == 0
+        ended, _, err = engine.end()
+        assert ended == 4, err
+        assert "cancelled" in err
     resumed = process([*engine.words, *QUICK, "--quiet"], here)
     assert resumed.returncode == 0, resumed.stderr
     assert answers(here / "out.jsonl") == IN_ORDER

@@ -43,7 +43,7 @@ def look_up(api: HttpBatchApi) -> Awaitable[Any]:
 
 ANSWERS = [
     # status, body, headers -> code, retryable, maybe done, wait, words
-    (400, envelope("Invalid value: 'x'.", "invalid_value"), {}, "invalid_value", False, False, None, "refused the create of a batch (400"),
+    (400, envelope("Invalid 'x'.", "invalid_value"), {}, "invalid_value", False, False, None, "refused the create of a batch"),
     (401, envelope(f"Incorrect key: {KEY}.", "invalid_api_key"), {}, "invalid_api_key", False, False, None, "check OPENAI_API_KEY"),
     (403, envelope("No access."), {}, None, False, False, None, "does not allow"),
     (404, envelope("Nothing here."), {}, None, False, False, None, "does not know"),
@@ -52,10 +52,10 @@ ANSWERS = [
     (413, {}, {}, None, False, False, None, "too large"),
     (422, envelope("Odd."), {}, None, False, False, None, "(422): Odd."),
     (429, envelope("Slow.", "rate_limit_exceeded"), {"Retry-After": "7"}, "rate_limit_exceeded", True, False, 7.0, "slow down"),
-    (429, envelope("Slow.", "slow_down", "rate_limit_error"), {"retry-after-ms": "250"}, "slow_down", True, False, 0.25, "slow down"),
+    (429, envelope("Slow.", "slow_down", "x"), {"retry-after-ms": "250"}, "slow_down", True, False, 0.25, "slow down"),
     (429, envelope("Pay.", None, "insufficient_quota"), {}, "insufficient_quota", False, False, None, "billing reasons"),
-    (429, envelope("Pay.", "billing_hard_limit_reached"), {"x-should-retry": "true"}, "billing_hard_limit_reached", False, False, None, "billing"),
-    (500, envelope("Oops.", "server_error"), {}, "server_error", True, True, None, "failed in the create of a batch (500 server_error): Oops."),
+    (429, envelope("Pay.", "billing_not_active"), {"x-should-retry": "true"}, "billing_not_active", False, False, None, "billing"),
+    (500, envelope("Oops.", "server_error"), {}, "server_error", True, True, None, "a batch (500 server_error): Oops."),
     (500, envelope("Oops."), {"x-should-retry": "false"}, None, False, True, None, "failed"),
     (400, envelope("Oops."), {"x-should-retry": "true"}, None, True, False, None, "refused"),
     (502, "<html>Bad gateway</html>", {}, None, True, True, None, "failed in the create of a batch (502)."),

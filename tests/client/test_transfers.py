@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import socket
 import time
 import tracemalloc
 from collections.abc import Awaitable, Callable
@@ -11,7 +12,7 @@ from typing import Any
 
 import anyio
 import pytest
-from aiohttp import web
+from aiohttp import BodyPartReader, web
 
 from streambatch.edge.client import HttpBatchApi
 from streambatch.edge.transfer import to_the_end
@@ -31,10 +32,13 @@ def file_of(tmp_path: Path, size: int) -> str:
     return str(path)
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    with anyio.fail_after(10):
-        while not condition():
-            await asyncio.sleep(0.01)
+async def parts_of(request: web.Request) -> list[tuple[str | None, str | None, bytes]]:
+    """(name, file name, content) of each part of a multipart request."""
+    parts = []
+    async for part in await request.multipart():
+        assert isinstance(part, BodyPartReader)
+        parts.append((part.name, part.filename, bytes(await part.read())))
+    return parts
 
 
 # -- up
@@ -46,9 +50,7 @@ async def test_an_upload_as_the_service_sees_it(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     async def handler(request: web.Request) -> web.Response:
-        reader = await request.multipart()
-        async for part in reader:
-            seen.append((part.name, part.filename, bytes(await part.read())))
+        seen.extend(await parts_of(request))
         seen.append((request.path, request.content_length, request.headers.get("Transfer-Encoding")))
         return web.json_response({**FILE, "bytes": len(seen[1][2]), "filename": seen[1][1]})
 
@@ -66,9 +68,7 @@ async def test_a_name_can_not_break_out_of_its_header(tmp_path: Path) -> None:
     names: list[str | None] = []
 
     async def handler(request: web.Request) -> web.Response:
-        reader = await request.multipart()
-        async for part in reader:
-            names.append(part.filename)
+        names.extend(filename for _, filename, _ in await parts_of(request))
         return web.json_response(FILE)
 
     async with serving(handler) as url, client(url) as api:
@@ -118,9 +118,8 @@ async def test_an_upload_that_stands_still_is_noticed(tmp_path: Path) -> None:
 
 async def test_a_slow_upload_is_not_a_stalled_one(tmp_path: Path) -> None:
     async def slow(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.transport.get_extra_info("socket").setsockopt(
-            1, 8, 65536
-        )  # SOL_SOCKET, SO_RCVBUF: little is hidden in the kernel
+        kernel = writer.transport.get_extra_info("socket")
+        kernel.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65536)  # hides little
         for _ in range(12):
             await reader.read(MIB)
             await asyncio.sleep(0.1)
@@ -171,7 +170,7 @@ async def test_a_file_that_shrinks_while_it_is_sent(tmp_path: Path) -> None:
             pass
 
     async with listening(shrinking) as port, client(f"http://127.0.0.1:{port}/v1") as api:
-        with pytest.raises(StorageError, match="Reading .* failed"):
+        with pytest.raises(StorageError, match=r"Reading .* failed"):
             await api.upload(path, "a.jsonl")
 
 
@@ -455,12 +454,14 @@ async def test_a_cancelled_download_leaves_no_later_write(tmp_path: Path, native
     target = tmp_path / "f.part"
     loop = asyncio.get_running_loop()
     busy: list[asyncio.Future[None]] = []
+    sent = asyncio.Event()
 
     async def handler(request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Length": str(len(CONTENT))})
         await response.prepare(request)
         busy.append(loop.run_in_executor(None, time.sleep, 0.4))
         await response.write(CONTENT[:-1])
+        sent.set()
         await asyncio.sleep(30)
         return response
 
@@ -469,8 +470,8 @@ async def test_a_cancelled_download_leaves_no_later_write(tmp_path: Path, native
         async with serving(handler) as url, client(url) as api:
             if natively:
                 task = asyncio.create_task(api.download("file-1", str(target)))
-                await eventually(lambda: bool(busy))
-                await asyncio.sleep(0.1)
+                await sent.wait()
+                await asyncio.sleep(0.05)
                 task.cancel()
                 with pytest.raises(asyncio.CancelledError):
                     await task

@@ -183,7 +183,7 @@ def test_no_field_breaks_the_decoder(value: object) -> None:
 
 
 def test_the_envelope() -> None:
-    body = b'{"error": {"message": "Bad\\u001b value", "type": "invalid_request_error", "param": "endpoint", "code": "invalid_value"}}'
+    body = b'{"error": {"message": "Bad\\u001b value", "type": "t", "param": "endpoint", "code": "invalid_value"}}'
     seen = decode_error(400, body, {})
     assert (seen.message, seen.code, seen.param) == ("Bad value", "invalid_value", "endpoint")
 
@@ -242,7 +242,7 @@ def test_http_dates() -> None:
 # -- refusals
 
 ORG = "in organization org-1"
-ENQUEUED = f"Enqueued token limit reached for gpt-4o {ORG}. Limit: 1,350,000 enqueued tokens. Please try again once some are completed."
+ENQUEUED = f"Enqueued token limit reached for gpt-4o {ORG}. Limit: 1,350,000 enqueued tokens. Please try again later."
 REQUESTS = f"Enqueued request limit reached for e {ORG}. Limit: 1,000,000 enqueued requests. Please try again later."
 
 

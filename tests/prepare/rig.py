@@ -43,7 +43,9 @@ def job(paths: Sequence[str], segment: Segment, shaping: Shaping, prefix: Path, 
         Piece(paths[s.input], Path(paths[s.input]).name, s.start, s.end, s.first_line, s.first_row)
         for s in segment.slices
     )
-    return Prepare(pieces, segment.first_ordinal, shaping, settings.pop("limits", ShardLimits()), str(prefix), **settings)
+    return Prepare(
+        pieces, segment.first_ordinal, shaping, settings.pop("limits", ShardLimits()), str(prefix), **settings
+    )
 
 
 def whole(paths: Sequence[str], shaping: Shaping, prefix: Path, **settings: Any) -> Prepare:
@@ -63,7 +65,7 @@ def ids_of(path: str) -> list[tuple[int, str]]:
 
 
 def bad_rows(path: str) -> list[BadRow]:
-    return [msgspec.json.decode(line, type=BadRow) for line in Path(path).read_bytes().splitlines()]
+    return [msgspec.json.decode(line, type=BadRow) for line in Path(path).read_bytes().split(b"\n")[:-1]]
 
 
 def contents(folder: Path) -> dict[str, bytes]:

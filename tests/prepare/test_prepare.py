@@ -181,15 +181,21 @@ def test_a_bad_row_is_named_by_file_and_line_and_the_others_go_on(folder: Path, 
     assert (folder / "spool" / "000000-0.jsonl").read_bytes() == GOOD + request("b") + request("c")
 
 
-@pytest.mark.parametrize("size", [100, 70_000])
+@pytest.mark.parametrize("size", [200, 70_000])
 def test_a_line_above_the_bound_is_passed_over_in_parts(folder: Path, size: int) -> None:
     paths = write(folder, GOOD + b"x" * size + b"\n" + request("b") + b"y" * size)
-    spec = whole(paths, READY, folder / "spool" / "0", limits=ShardLimits(max_line_bytes=99))
+    spec = whole(paths, READY, folder / "spool" / "0", limits=ShardLimits(max_line_bytes=150))
     made = prepare(spec, block_bytes=256)
-    assert [bad.line for bad in bad_rows(str(folder / "spool" / "0.bad"))] == [2, 3]
+    assert [bad.line for bad in bad_rows(str(folder / "spool" / "0.bad"))] == [2, 4]
     assert made.first_bad is not None
-    assert made.first_bad.reason == f"the line is {size + 1} bytes long, over the limit of 99"
+    assert made.first_bad.reason == f"the line is {size + 1} bytes long, over the limit of 150"
     assert made.shards[0].rows == 2
+
+
+def test_a_blank_line_is_none_whatever_its_length(folder: Path) -> None:
+    paths = write(folder, GOOD + b" " * 700_000 + b"\n" + request("b"))
+    made = prepare(whole(paths, READY, folder / "spool" / "0", limits=ShardLimits(max_line_bytes=150)), block_bytes=256)
+    assert (made.lines, made.rows, made.bad) == (3, 2, 0)
 
 
 def test_the_first_rows_that_are_bad_are_counted(folder: Path) -> None:
@@ -306,7 +312,7 @@ def test_an_input_that_is_gone_stops_the_job(folder: Path) -> None:
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_the_runs_trouble_and_leaves_nothing(folder: Path) -> None:
     paths = write(folder, GOOD)
-    with pytest.raises(StorageError, match="No space left on device. Free some space"):
+    with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
         run_job(whole(paths, READY, folder / "spool" / "0"))
     assert contents(folder / "spool") == {}
 

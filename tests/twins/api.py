@@ -106,6 +106,7 @@ class MemoryBatchApi:
         self._expire_at = expire_at
         self._files: dict[str, tuple[FileInfo, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
+        self._flying: list[_Batch] = []
         self._executed: Counter[tuple[str, str]] = Counter()
         self._ids: Counter[str] = Counter()
         self.fault = fault
@@ -220,8 +221,8 @@ class MemoryBatchApi:
         if refused is not None:
             batch.errors = (refused,)
         self._plan(batch)
-        flying = sum(not self._shown(b).terminal for b in self._batches.values())
-        self.most_in_flight = max(self.most_in_flight, flying)
+        self._flying = [b for b in (*self._flying, batch) if not b.done and b.ends > self._clock.wall()]
+        self.most_in_flight = max(self.most_in_flight, len(self._flying))
         return self._shown(batch)
 
     def _validate(self, file_id: str, endpoint: str) -> tuple[list[_Request], tuple[BatchError, ...]]:

@@ -36,6 +36,10 @@ def _run(job: Job) -> Manifest:
             from streambatch.edge.jobs.merge import merge
 
             return merge(job)
+        case _:
+            from streambatch.edge.jobs.joining import run_join
+
+            return run_join(job)
 
 
 def storage_error(error: OSError) -> StorageError:

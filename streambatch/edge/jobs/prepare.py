@@ -90,7 +90,9 @@ class _Segment:
         if lines and not self._take_block(data, lines, ascii_only=chunk.ascii_only):
             for line in lines:
                 self._take_line(piece, line)
-        if chunk.long_bytes:
+        if chunk.long_blank:
+            self._row += 1
+        elif chunk.long_bytes:
             self._take_unfit(piece, self._too_long(chunk.long_bytes))
 
     def _take_block(self, data: memoryview, lines: list[bytes], *, ascii_only: bool) -> bool:

@@ -83,7 +83,10 @@ def _rows_of(source: LeftRows) -> Iterator[_Left]:
     with _Sidecars(source) as sidecars:
         for lines in _lines(source.stem):
             while wanted < done + len(lines):
-                yield sidecars.left(wanted, lines[wanted - done])
+                line = lines[wanted - done]
+                if not line.endswith(b"\n"):
+                    raise StorageError(f"{source.stem}.jsonl is not whole: the spool is damaged.")
+                yield sidecars.left(wanted, line)
                 wanted = next(numbers, None)
                 if wanted is None:
                     return
@@ -117,6 +120,8 @@ def _line_numbers(source: LeftRows) -> Iterator[int]:
 def _outcomes(path: str) -> Iterator[tuple[int, ...]]:
     with open(path, "rb", buffering=0) as file:
         while block := file.read(RECORDS * _OUTCOME.size):
+            if len(block) % _OUTCOME.size:
+                raise StorageError(f"{path} is not whole: the spool is damaged.")
             yield from _OUTCOME.iter_unpack(block)
 
 

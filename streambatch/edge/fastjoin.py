@@ -1,0 +1,237 @@
+"""The fast join: one job per result file, each with the rows of the input that lie together in it, all at their final places.
+
+Where a job says that its file is not so simple, or the slices don't make up the input, it gives up: nothing that it wrote counts.
+"""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import accumulate
+
+import msgspec
+
+from streambatch.core.joins import JoinSlice, Section, SliceJoined, Span
+from streambatch.core.merging import Ended, ended_line
+from streambatch.core.naming import RowNamer, name_result, name_verdict
+from streambatch.core.results import HEAD_BYTES, read_head
+from streambatch.core.settling import RowClass
+from streambatch.edge.gathering import read_span
+from streambatch.edge.hands import Hands
+from streambatch.edge.jobs.sections import read_section
+from streambatch.edge.jobs.slicing import MAX_ROW_BYTES, Hole, Other
+from streambatch.edge.joinfiles import Workplace
+from streambatch.edge.jointask import Tally, Task
+from streambatch.edge.openfiles import OpenFiles
+from streambatch.edge.placing import Sink
+from streambatch.edge.resultfiles import next_line
+from streambatch.edge.sources import read_lines
+
+MAX_OPEN = 100_000  # rows without a success and lines that are none: they are held in memory
+MAX_GAP_BYTES = 16 << 20  # of rows that no slice holds
+MAX_ERROR_BYTES = 1 << 20
+Progress = Callable[[int, int], None]
+
+
+class _Piece(msgspec.Struct, frozen=True):
+    """A stretch of the input: its lines by input, and its rows without a success."""
+
+    lines: tuple[tuple[int, int], ...]
+    holes: list[Hole]
+
+
+def join_slices(task: Task, place: Workplace, hands: Hands, on_progress: Progress | None) -> Tally | None:
+    """Write both files of the workplace; None where the general way must be gone. Raises SourceError, OSError."""
+    return _FastJoin(task, place, hands).run(on_progress)
+
+
+class _FastJoin:
+    """All slices of one join, and what is open between them."""
+
+    def __init__(self, task: Task, place: Workplace, hands: Hands) -> None:
+        self._task = task
+        self._place = place
+        self._hands = hands
+        self._bases = [*accumulate((span.end - span.start for span in task.inputs), initial=0)]
+        self._tally = Tally()
+        self._jobs = [*self._plan()]
+
+    def run(self, on_progress: Progress | None) -> Tally | None:
+        if not self._jobs:
+            return None
+        made = self._slices(on_progress)
+        if made is None:
+            return None
+        pieces = self._pieces(made)
+        if pieces is None or not self._write_errors(pieces, made):
+            return None
+        self._assemble(made)
+        return self._tally
+
+    # -- slices
+
+    def _plan(self) -> Iterator[JoinSlice]:
+        """A file of successes takes its own size in OUTPUT, and lies about where its share of all bytes is."""
+        sizes = [_room(span) for span in self._task.results]
+        total, at = max(1, sum(sizes)), 0
+        for k, (result, room) in enumerate(zip(self._task.results, sizes, strict=True)):
+            guess = self._bases[-1] * (2 * at + room) // (2 * total)
+            yield JoinSlice(
+                inputs=self._task.inputs,
+                names=self._task.names,
+                result=result,
+                guess=max(0, min(guess, self._bases[-1] - 1)),
+                out=self._place.out,
+                at=at,
+                room=room,
+                lock=self._place.err,
+                spill=self._spill(k),
+            )
+            at += room
+
+    def _spill(self, number: int) -> str:
+        return self._place.path(f"open-{number}")
+
+    def _slices(self, on_progress: Progress | None) -> list[SliceJoined] | None:
+        """What the jobs made, or None as soon as one does not fit."""
+        found: list[SliceJoined] = []
+        is_open = 0
+        with closing(self._hands.run(self._jobs)) as answers:
+            for made in answers:
+                assert isinstance(made, SliceJoined)
+                is_open += made.holes + made.others
+                if not made.fits or is_open > MAX_OPEN:
+                    return None
+                if made.torn:
+                    self._tally.torn[self._task.results[len(found)].name] = None
+                found.append(made)
+                if on_progress is not None:
+                    on_progress(len(found), len(self._jobs))
+        return found
+
+    # -- what lies where
+
+    def _pieces(self, made: Sequence[SliceJoined]) -> list[_Piece] | None:
+        """Slices and the gaps between them, from the first byte of the input to the last; None where they don't fit together."""
+        pieces, at = [], 0
+        slices = sorted((s.start, s.end, k) for k, s in enumerate(made) if s.done)
+        gap_bytes = self._bases[-1] - sum(end - start for start, end, _ in slices)
+        if gap_bytes > MAX_GAP_BYTES:
+            return None
+        for start, end, k in slices:
+            if start < at:
+                return None
+            pieces += [
+                self._gap(at, start),
+                _Piece(made[k].lines, read_section(Section(self._spill(k), 0), list[Hole])),
+            ]
+            at = end
+        return [*pieces, self._gap(at, self._bases[-1])]
+
+    def _gap(self, start: int, end: int) -> _Piece:
+        """Rows that no slice holds: each of them is a hole."""
+        namer = RowNamer(self._task.names)
+        lines: dict[int, int] = {}
+        holes = []
+        for which, line in self._lines(start, end):
+            name = None if line is None else namer.name(line, 0)
+            bad = "the line is too long" if line is None else None if name is not None else namer.fault(line)
+            if name is not None or bad is not None:
+                text = None if name is None else name.decode()
+                holes.append(Hole(which, lines.get(which, 0), sum(lines.values()), text, bad))
+            lines[which] = lines.get(which, 0) + 1
+        return _Piece(tuple(lines.items()), holes)
+
+    def _lines(self, start: int, end: int) -> Iterator[tuple[int, bytes | None]]:
+        for which, span in enumerate(self._task.inputs):
+            base = self._bases[which] - span.start
+            first, last = max(start - base, span.start), min(end - base, span.end)
+            if first < last:
+                for chunk in read_lines(span.path, span.name, first, last, max_line_bytes=MAX_ROW_BYTES):
+                    yield from ((which, line) for line in chunk.lines)
+                    if chunk.long_bytes:
+                        yield which, None
+
+    # -- errors
+
+    def _write_errors(self, pieces: Sequence[_Piece], made: Sequence[SliceJoined]) -> bool:
+        """A line for each hole; False where a line that is no success has no hole to go to."""
+        others = self._others(made)
+        if others is None:
+            return False
+        with OpenFiles([span.path for span in self._task.results]) as files, open(self._place.err, "r+b") as err:
+            sink = Sink(err.fileno())
+            for row in self._ended(pieces, others, files):
+                line = ended_line(row)
+                sink.add(msgspec.json.encode(line) + b"\n")
+                self._tally.reasons.add(line.class_, line.reason)
+                self._tally.errors += 1
+                self._tally.missing += row.row_class == RowClass.MISSING
+            sink.flush()
+        self._tally.done = sum(s.done for s in made)
+        self._tally.rows = self._tally.done + self._tally.errors
+        return not others
+
+    def _others(self, made: Sequence[SliceJoined]) -> dict[str, tuple[int, Other]] | None:
+        """By name, the lines that are no success; None where one name has several."""
+        others: dict[str, tuple[int, Other]] = {}
+        for k, slice_ in enumerate(made):
+            for other in read_section(Section(self._spill(k), 1), list[Other]) if slice_.others else []:
+                if other.name is None:
+                    self._tally.nameless += 1
+                elif others.setdefault(other.name, (k, other)) != (k, other):
+                    return None
+        return others
+
+    def _ended(
+        self, pieces: Sequence[_Piece], others: dict[str, tuple[int, Other]], files: OpenFiles
+    ) -> Iterator[Ended]:
+        """The holes in the order of the input; each takes its line from `others`."""
+        ordinal = 0
+        first_lines: dict[int, int] = {}
+        for piece in pieces:
+            for hole in piece.holes:
+                k, other = others.pop(hole.name, (0, None)) if hole.name is not None else (0, None)
+                yield Ended(
+                    ordinal=ordinal + hole.ordinal,
+                    file=self._task.inputs[hole.input].name,
+                    line=first_lines.get(hole.input, 0) + hole.line + 1,
+                    name=hole.name,
+                    row_class=RowClass.MISSING if other is None else other.row_class,
+                    bad=hole.bad,
+                    text=None
+                    if other is None
+                    else read_span(files[k], other.offset, min(other.length, MAX_ERROR_BYTES)),
+                )
+            for which, lines in piece.lines:
+                ordinal += lines
+                first_lines[which] = first_lines.get(which, 0) + lines
+
+    # -- output
+
+    def _assemble(self, made: Sequence[SliceJoined]) -> None:
+        """OUTPUT as it must be: nothing to do but to cut it where each slice is at its place, else copied in order."""
+        order = sorted((s.start, job.at, s.out_bytes) for s, job in zip(made, self._jobs, strict=True) if s.done)
+        ends = [*accumulate((size for _, _, size in order), initial=0)]
+        if [at for _, at, _ in order] == ends[:-1]:
+            os.truncate(self._place.out, ends[-1])
+            return
+        scattered = self._place.path("scattered")
+        os.rename(self._place.out, scattered)
+        os.close(os.open(self._place.out, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
+        self._place.append(self._place.out, [(scattered, at, at + size) for _, at, size in order])
+
+
+def _room(span: Span) -> int:
+    """What a file of successes takes in OUTPUT: its bytes, and a newline where its last line has none. Nothing for other files."""
+    fd = os.open(span.path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        end = min(next_line(fd, 1, span.end), MAX_ERROR_BYTES)
+        if not end:
+            return 0
+        line = read_span(fd, 0, end)
+        _, row_class = name_result(line) if end < MAX_ERROR_BYTES else name_verdict(read_head(line[:HEAD_BYTES]))
+        if row_class is not RowClass.OK:
+            return 0
+        return span.end + (os.pread(fd, 1, span.end - 1) != b"\n")
+    finally:
+        os.close(fd)

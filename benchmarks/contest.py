@@ -115,10 +115,16 @@ class Section(msgspec.Struct, frozen=True):
 
 
 def compete(contenders: Sequence[Contender], runs: int) -> list[Record]:
-    """Everyone once a round, forth and back by turns; who went wrong takes no further part."""
+    """Everyone once a round, forth and back by turns; who went wrong takes no further part.
+
+    Once all of ours went wrong there is nothing left to compare, and the rounds end.
+    """
     records = [Record(c.name, c.rows, c.ours, c.command, c.missing) for c in contenders]
     pairs = list(zip(contenders, records, strict=True))
+    ours = [record for record in records if record.ours]
     for round_ in range(runs):
+        if ours and all(record.problems for record in ours):
+            break
         for contender, record in pairs if round_ % 2 == 0 else reversed(pairs):
             if contender.missing is None and not record.problems:
                 record.turns.append(contender.perform())

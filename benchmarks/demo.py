@@ -111,7 +111,11 @@ def command() -> list[str]:
 def execute(words: list[str]) -> None:
     """The real command, as a process; its exit code is ours if it fails."""
     print(f"$ {shlex.join(words)}\n", flush=True)
-    code = subprocess.run([sys.executable, "-m", *words], check=False).returncode
+    with subprocess.Popen([sys.executable, "-m", *words]) as process:
+        try:
+            code = process.wait()
+        except KeyboardInterrupt:  # the command has heard it too, and says itself what it leaves behind
+            code = process.wait()
     if code != 0:
         sys.exit(code)
 

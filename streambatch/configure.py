@@ -26,6 +26,7 @@ def configure(
 ) -> Config:
     """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError."""
     output = _output(values, inputs)
+    _check_folder(values.get("summary_file"), "summary file")
     local = values.get("local", False)
     as_given = {name: values[name] for name in _AS_GIVEN if name in values}
     return Config(
@@ -171,13 +172,17 @@ def _output(values: Values, inputs: Sequence[str]) -> str:
         if "run_dir" not in values:
             raise ConfigError("With -o - the run needs a place for its state; name one with --run-dir.")
         return "-"
+    _check_folder(given, "output")
     path = os.path.abspath(given)
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(path)):
-        why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
-        raise ConfigError(f"The output {given} {why}; name a file.")
     if any(os.path.realpath(path) == os.path.realpath(name) for name in inputs):
         raise ConfigError(f"The output {given} is also an input; name another file.")
     return path
+
+
+def _check_folder(path: str | None, what: str) -> None:
+    if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
+        why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
+        raise ConfigError(f"The {what} {path} {why}; name a file.")
 
 
 def _run_dir(output: str, values: Values) -> str:

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, TextIO
 
@@ -24,6 +24,13 @@ Notice = e.AnyEvent | Progress
 LINE_EVERY_S = 10.0
 REFRESHES_PER_S = 4
 SHOWN_REASONS = 5
+
+
+def put(stream: TextIO, line: str) -> None:
+    """Write a line; a run goes on when nobody reads it any more."""
+    with suppress(OSError, ValueError):
+        stream.write(line + "\n")
+        stream.flush()
 
 
 # -- listeners: context managers that are called with each notice
@@ -50,11 +57,10 @@ class JsonLines(AbstractContextManager["JsonLines"]):
         fields = msgspec.to_builtins(notice)
         kind = "Progress" if isinstance(notice, Progress) else fields.pop("type")
         at = datetime.fromtimestamp(self._now(), UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._stream.write(json.dumps({"at": at, "event": kind, **fields}) + "\n")
-        self._stream.flush()
+        put(self._stream, json.dumps({"at": at, "event": kind, **fields}))
 
     def __exit__(self, *_: object) -> None:
-        self._stream.flush()
+        """Nothing to close: every line is out."""
 
 
 class Lines(AbstractContextManager["Lines"]):
@@ -70,17 +76,13 @@ class Lines(AbstractContextManager["Lines"]):
     def __call__(self, notice: Notice) -> None:
         if isinstance(notice, e.Started | Progress) and not self._announced:
             self._announced = True
-            self._write(started_line(notice.run_id))
+            put(self._stream, started_line(notice.run_id))
         if isinstance(notice, Progress) and (notice.phase != self._phase or self._clock() >= self._due):
             self._phase, self._due = notice.phase, self._clock() + LINE_EVERY_S
-            self._write(progress_line(notice))
-
-    def _write(self, line: str) -> None:
-        self._stream.write(line + "\n")
-        self._stream.flush()
+            put(self._stream, progress_line(notice))
 
     def __exit__(self, *_: object) -> None:
-        self._stream.flush()
+        """Nothing to close: every line is out."""
 
 
 class Live(AbstractContextManager["Live"]):

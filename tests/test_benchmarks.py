@@ -196,6 +196,13 @@ def test_who_goes_wrong_or_is_missing_takes_no_further_part() -> None:
     assert "skipped: not installed" in text
 
 
+def test_peers_do_not_go_on_once_all_of_ours_went_wrong() -> None:
+    calls: list[str] = []
+    wrong = contender("wrong", [turn(1, "exit code 1")], calls)
+    compete([wrong, contender("peer", [turn(1)] * 3, calls, ours=False)], 3)
+    assert calls == ["wrong", "peer"]
+
+
 def test_a_peer_that_fails_is_shown_and_is_no_problem_of_ours() -> None:
     section = Section("s", "title", 10, 10, compete([contender("peer", [turn(1, "exit code 3")], [], ours=False)], 2))
     assert section.problems == []

@@ -51,7 +51,7 @@ def test_flags_are_the_options() -> None:
     for command in ("run", "preview", "shard", "merge", "cancel"):
         for name in _names(command):
             flags.setdefault(name, set()).add(command)
-    own = {"n", "inputs", "run", "files", "count"}
+    own = {"n", "inputs", "run", "input_path", "results"}
     assert {name: on for name, on in flags.items() if name not in own} == {o.name: set(o.on.split()) for o in OPTIONS}
 
 

@@ -49,7 +49,7 @@ def visit(place: Place, engine: Engine, values: dict[str, Any], interrupted: int
     """Let the engine work, then report and leave with the exit code; `interrupted` is the code of a stop by a signal."""
     with progress.listener(quiet=values.get("quiet", False), log_format=values.get("log_format", "text")) as listener:
         end = anyio.run(until_signal, partial(engine, listener))
-    if end.signum is not None:
+    if end.signum is not None and end.summary is None:
         code = 128 + end.signum if interrupted is None else interrupted
         report(place.known("interrupted", code, _SIGNALS[end.signum]), values, local=place.local)
     report(_summary(place, end), values, local=place.local)
@@ -69,10 +69,9 @@ def _summary(place: Place, end: Ended) -> Summary:
 
 def report(summary: Summary, values: dict[str, Any], *, local: bool) -> NoReturn:
     """The summary, where it was asked for, and the process's end."""
+    if summary.run_id and not values.get("quiet") and values.get("log_format") != "json":
+        progress.put(sys.stderr, progress.summary_text(summary))
     tell(summary, values)
-    shown = progress.summary_text(summary) if summary.run_id and not values.get("quiet") else ""
-    if shown and values.get("log_format") != "json":
-        sys.stderr.write(shown + "\n")
     ending.leave(summary.exit_code, progress.closing_sentence(summary, local=local) if summary.exit_code else "")
 
 

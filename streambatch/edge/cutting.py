@@ -19,6 +19,7 @@ from streambatch.core.shaping import Asked, resolve
 from streambatch.core.sharding import CutPoint
 from streambatch.edge import sources
 from streambatch.edge.crew import Answer, Crew
+from streambatch.edge.heap import keep_heap
 from streambatch.edge.jobs import storage_error
 from streambatch.edge.jobs.appending import Files
 from streambatch.errors import ConfigError, SourceError
@@ -63,6 +64,7 @@ def cut(
     files = sources.discover(inputs)
     out_dir = os.path.abspath(out_dir)
     small = sum(file.size for file in files) < SMALL_BYTES
+    keep_heap()
     with Crew(0 if small else workers) as crew:  # first, so that they start while we look
         shaping, _ = resolve(sources.first_row(files, limits.max_line_bytes), Asked() if asked is None else asked)
         if not _clear(out_dir, files, if_exists):
@@ -102,14 +104,17 @@ class _Cutting:
         for segment in scan:
             job = self._job(segment)
             self._waiting.append((segment, job, self._crew.submit(job)))
-            if len(self._waiting) > self._crew.ahead and (point := self._take(*self._waiting.popleft(), guessed)):
+            if len(self._waiting) > self._crew.ahead and (point := self._take(guessed)):
                 return point
         while self._waiting:
-            if point := self._take(*self._waiting.popleft(), guessed and bool(self._waiting)):
+            if point := self._take(guessed and len(self._waiting) > 1):
                 return point
         return None
 
-    def _take(self, segment: Segment, job: Prepare, answer: Answer, guessed: bool) -> CutPoint | None:
+    def _take(self, guessed: bool) -> CutPoint | None:
+        segment, job, answer = self._waiting.popleft()
+        while not answer.ready and self._crew.help():
+            pass
         made = answer.get()
         assert isinstance(made, Prepared)
         self._check_bad_rows(made)
@@ -122,6 +127,7 @@ class _Cutting:
 
     def _stop_at(self, segment: Segment) -> CutPoint:
         """Forget what was made from `segment` on."""
+        self._crew.drain()
         while self._waiting:
             self._waiting.popleft()[2].wait()
         first = segment.slices[0]

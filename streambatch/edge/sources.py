@@ -19,7 +19,7 @@ from streambatch.core.sharding import CutPoint, SegmentScanner
 from streambatch.core.sharding import after as point_after
 from streambatch.errors import SourceError
 
-BLOCK_BYTES = 256 << 10  # with its lines it fits a core's cache
+BLOCK_BYTES = 512 << 10
 FIRST_ROWS = 100  # among these, the first JSON object says how rows are shaped
 
 

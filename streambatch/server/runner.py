@@ -1,7 +1,6 @@
 """One thread that moves every batch through its states: by time, a slice of work at a turn, in turn.
 
-The database is the only truth: each turn reads a batch anew and commits what it did. Validations run one at a time, so that
-their memory does not grow with the number of batches.
+The database is the only truth: each turn reads a batch anew and commits what it did.
 """
 
 import logging
@@ -9,7 +8,6 @@ import math
 import sqlite3
 import threading
 import time
-from collections import deque
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -23,9 +21,9 @@ from streambatch.server.settings import Settings
 from streambatch.server.store import Store
 from streambatch.server.told import full_queue, scripted
 from streambatch.server.turns import Turns
-from streambatch.server.validation import Told, Validation, Verdict, cannot_find
+from streambatch.server.validation import Told, Verdict
+from streambatch.server.validations import Validations
 
-SLICE_LINES = 500
 RETRY_S = 1.0  # after a disk that failed
 IDLE_S = 60.0
 OUTPUT_EXPIRY_S = 2_592_000
@@ -43,9 +41,7 @@ class Runner:
         self._turns = Turns()
         self._rules: dict[int, list[script.BatchRule]] = {}
         self._stuck: set[tuple[int, str]] = set()
-        self._waiting: deque[tuple[Batch, float]] = deque()
-        self._validation: tuple[int, float, Validation] | None = None
-        self._verdicts: dict[int, Verdict] = {}
+        self._validations = Validations(self._contents, store, self._turns, faults)
         self._thread = threading.Thread(target=self._run, name="streambatch-server-runner", daemon=True)
         self._steps: dict[str, Callable[[Batch], float | None]] = {
             "validating": self._validating,
@@ -71,15 +67,13 @@ class Runner:
         self._turns.close()
         if self._thread.ident is not None:
             self._thread.join()
-        if self._validation is not None:
-            self._validation[2].close()
+        self._validations.close()
 
     def admit(self, batch: Batch, rules: list[script.BatchRule]) -> None:
         """A batch to bring to its end, and the rules of the script that hit it."""
         self._rules[batch.key] = rules
         if batch.status == "validating":
-            self._waiting.append((batch, time.monotonic() + self._settings.validating_s / self._settings.speed))
-            self._turns.nudge()
+            self._validations.add(batch.key, self._settings.validating_s / self._settings.speed)
         else:
             self._turns.plan(batch.key, self._pause(batch.status))
 
@@ -91,17 +85,17 @@ class Runner:
 
     def _run(self) -> None:
         while not self._turns.closed:
-            busy = self._guarded(self._validate_slice)
+            busy = self._validate()
             seq = self._turns.take()
             if seq is not None:
                 self._turn(seq)
                 time.sleep(0)  # let the threads that talk to clients have their turn
-            elif not busy and not self._waiting:
+            elif not busy:
                 self._turns.rest(IDLE_S)
 
-    def _guarded(self, work: Callable[[], bool]) -> bool:
+    def _validate(self) -> bool:
         try:
-            return work()
+            return self._validations.work()
         except Exception:  # whatever it is, the other batches go on
             log.exception("a validation failed")
             time.sleep(RETRY_S)
@@ -132,7 +126,7 @@ class Runner:
 
     def _forget(self, seq: int) -> None:
         self._rules.pop(seq, None)
-        self._verdicts.pop(seq, None)
+        self._validations.forget(seq)
         self._stuck.difference_update([(seq, status) for status in LIVE])
 
     def _pause(self, status: str) -> float:
@@ -151,53 +145,10 @@ class Runner:
     def _rules_of(self, batch: Batch, kind: type[Rule]) -> list[Rule]:
         return [rule for rule in self._rules.get(batch.key, []) if isinstance(rule, kind)]
 
-    # --------------------------------------------------------------------- validation
-
-    def _validate_slice(self) -> bool:
-        """Look at some more lines of the one file in validation; whether there was one."""
-        if self._validation is None:
-            return self._begin_validation()
-        seq, due, validation = self._validation
-        try:
-            verdict = validation.step(SLICE_LINES)
-        except OSError as error:
-            verdict = self._unreadable(seq, error)
-        if verdict is not None:
-            self._validation = None
-            self._judged(seq, due, verdict)
-        return True
-
-    def _begin_validation(self) -> bool:
-        if not self._waiting:
-            return False
-        seq, due = self._waiting[0][0].key, self._waiting[0][1]
-        batch = self._store.batch(seq)
-        file = self._store.file(batch.input_file_id)
-        if batch.status == "validating" and file is not None and file.purpose == "batch":
-            self._store.update(seq, ("validating",), input_content=file.content)
-            models = self._faults().script.models
-            path, known = self._contents / file.content, None if models is None else tuple(models)
-            try:
-                self._validation = (seq, due, Validation(path, batch.endpoint, known))
-            except OSError as error:
-                self._judged(seq, due, self._unreadable(seq, error))
-        else:
-            self._judged(seq, due, cannot_find(batch.input_file_id))
-        self._waiting.popleft()
-        return True
-
-    def _unreadable(self, seq: int, error: OSError) -> Verdict:
-        log.warning("batch %d: its input can't be read: %s", seq, error)
-        return cannot_find(self._store.batch(seq).input_file_id)
-
-    def _judged(self, seq: int, due: float, verdict: Verdict) -> None:
-        self._verdicts[seq] = verdict
-        self._turns.plan(seq, max(0.0, due - time.monotonic()))
-
     # ----------------------------------------------------------------- one step a state
 
     def _validating(self, batch: Batch) -> float | None:
-        verdict = self._verdicts.get(batch.key)
+        verdict = self._validations.verdict(batch.key)
         if verdict is None:
             return math.inf
         now = int(time.time())

@@ -15,6 +15,7 @@ class Turns:
         self._due: dict[int, float] = {}
         self._ticket = itertools.count()
         self._closed = False
+        self._nudged = False
 
     @property
     def closed(self) -> bool:
@@ -40,8 +41,9 @@ class Turns:
                 self.plan(seq, after_s)
 
     def nudge(self) -> None:
-        """There is something to do beside the turns."""
+        """There is something to do beside the turns; whoever rests, or is about to, doesn't."""
         with self._changed:
+            self._nudged = True
             self._changed.notify_all()
 
     def take(self) -> int | None:
@@ -58,8 +60,9 @@ class Turns:
         """Sleep until the next turn, a change, or so long."""
         with self._changed:
             wait = self._wait()
-            if not self._closed and (wait is None or wait > 0):
+            if not self._closed and not self._nudged and (wait is None or wait > 0):
                 self._changed.wait(most_s if wait is None else min(wait, most_s))
+            self._nudged = False
 
     def _wait(self) -> float | None:
         """Seconds to the next turn; None if nothing is planned. Drops plans that were replaced."""

@@ -67,6 +67,7 @@ def _cpu_of_children() -> float:
         (["run", "a", "-o", "-", "--run-dir", "r", "--json"], "Both --json and -o - would write to stdout"),
         (["run", "a", "-o", "no/such/x"], "lies in a folder that does not exist"),
         (["run", "a", "-o", "."], "is a folder"),
+        (["run", "a", "-o", "b", "--local", "--summary-file", "no/such/x"], "The summary file no/such/x lies in a folder"),
         (["run", "a", "-o", "a", "--local"], "is also an input"),
         (["run", "a", "-o", "b"], "the variable OPENAI_API_KEY is not set"),
         (["run", "a", "-o", "b", "--api-key-env", "MY_KEY"], "the variable MY_KEY is not set"),

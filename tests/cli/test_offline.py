@@ -73,8 +73,74 @@ def test_shard_leaves_what_exists(rows: Path, tmp_path: Path) -> None:
     assert call(main, [*words, "--if-exists", "overwrite", "--quiet"]).stderr == ""
 
 
+# -- merge
+
+
+def result(custom_id: str, text: str) -> str:
+    body = {"choices": [{"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}]}
+    return json.dumps(
+        {"id": "b", "custom_id": custom_id, "response": {"status_code": 200, "body": body}, "error": None}
+    )
+
+
+@pytest.fixture
+def merging(tmp_path: Path) -> list[str]:
+    """The words of a merge of four requests with two files of results, one of them missing and one of no row."""
+    body = {"model": "m", "messages": []}
+    requests = [
+        json.dumps({"custom_id": f"r{k}", "method": "POST", "url": "/v1/chat/completions", "body": body})
+        for k in range(4)
+    ]
+    (tmp_path / "in.jsonl").write_text("\n".join(requests) + "\n", encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(f"{result('r3', 'three')}\n{result('r0', 'zero')}\n", encoding="utf-8")
+    (tmp_path / "b.jsonl").write_text(f"{result('r1', 'one')}\n{result('other', 'x')}\n", encoding="utf-8")
+    return [
+        "merge",
+        *(str(tmp_path / name) for name in ("in.jsonl", "a.jsonl", "b.jsonl")),
+        "-o",
+        str(tmp_path / "out.jsonl"),
+    ]
+
+
+def test_merge_puts_results_into_input_order(merging: list[str], tmp_path: Path) -> None:
+    told = call(main, [*merging, "--max-errors", "1", "--json", "--summary-file", str(tmp_path / "s.json")])
+    assert told.exit_code == 0
+    got = [
+        json.loads(line)["custom_id"] for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]
+    ]
+    assert got == ["r0", "r1", "r3"]
+    report = json.loads(told.stdout)
+    assert report == json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
+    assert (report["rows"], report["done"], report["missing"], report["unknown"], report["exit_code"]) == (
+        4,
+        3,
+        1,
+        1,
+        0,
+    )
+    assert "3 of 4 rows" in told.stderr
+
+
+def test_merge_ends_by_its_codes(merging: list[str], tmp_path: Path) -> None:
+    missing = call(main, merging)
+    assert (missing.exit_code, missing.stderr.count("\n")) == (6, 1)
+    exists = call(main, merging)
+    assert (exists.exit_code, exists.stderr.count("\n")) == (2, 1)
+    assert call(main, [*merging, "--if-exists", "skip"]).exit_code == 0
+    assert call(main, [*merging, "--if-exists", "overwrite", "--max-errors", "25%", "--quiet"]).stderr == ""
+    absent = call(main, [merging[0], merging[1], str(tmp_path / "none.jsonl"), "-o", str(tmp_path / "x.jsonl")])
+    assert absent.exit_code == 2
+    assert "none.jsonl" in absent.stderr
+    assert not (tmp_path / "x.jsonl").exists()
+
+
 @pytest.mark.parametrize(
-    "words", [["preview", "rows.jsonl", *ASK], ["shard", "rows.jsonl", "-o", "cut", "--quiet", *ASK]]
+    "words",
+    [
+        ["preview", "rows.jsonl", *ASK],
+        ["shard", "rows.jsonl", "-o", "cut", "--quiet", *ASK],
+        ["merge", "rows.jsonl", "rows.jsonl", "-o", "out.jsonl", "--quiet"],
+    ],
 )
 def test_no_network_and_no_display_is_loaded(rows: Path, words: list[str]) -> None:
     code = (

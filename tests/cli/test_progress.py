@@ -113,6 +113,13 @@ def test_service_text_moves_no_cursor() -> None:
     assert progress.closing_sentence(summary(message=evil)).isprintable()
 
 
+def test_a_run_goes_on_when_nobody_reads() -> None:
+    stream = io.StringIO()
+    stream.close()
+    for listener in (progress.Lines(stream), progress.JsonLines(stream)):
+        listener(LOOK)
+
+
 # -- the terminal
 
 

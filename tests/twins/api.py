@@ -5,6 +5,7 @@ fault may delay it, fail it, or lose its answer.
 """
 
 import hashlib
+import heapq
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -109,6 +110,8 @@ class MemoryBatchApi:
         self._flying: list[_Batch] = []
         self._executed: Counter[tuple[str, str]] = Counter()
         self._ids: Counter[str] = Counter()
+        self._flying: dict[str, float] = {}  # batch id -> its end
+        self._ends: list[tuple[float, str]] = []  # the same as a heap
         self.fault = fault
         self.calls: Counter[str] = Counter()
         self.most_in_flight = 0
@@ -276,6 +279,7 @@ class MemoryBatchApi:
             batch.ending = "cancelled"
             batch.finalizes = now
             batch.ends = now + self._cancelling_s
+            self._watch(batch)
         return self._shown(batch)
 
     def _advance(self, batch: _Batch) -> None:

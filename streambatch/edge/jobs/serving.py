@@ -10,11 +10,10 @@ import signal
 import msgspec
 
 from streambatch.core.jobs import Failed, Job, Reply
+from streambatch.edge.heap import keep_heap
 from streambatch.edge.jobs import run_job
 from streambatch.edge.messages import receive, send
 from streambatch.errors import SourceError, StreambatchError
-
-HEAP_BYTES = 24 << 20  # freed once: from then on malloc keeps blocks of this size instead of giving them back
 
 _encode = msgspec.msgpack.Encoder().encode
 _jobs = msgspec.msgpack.Decoder(Job)
@@ -25,7 +24,7 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     gc.disable()
     gc.freeze()
-    bytes(HEAP_BYTES)
+    keep_heap()
     with open(os.dup(0), "rb", buffering=0) as jobs, open(os.dup(1), "wb", buffering=0) as replies:
         os.dup2(2, 1)  # what anything prints is no reply
         while (message := receive(jobs)) is not None:

@@ -8,6 +8,8 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import msgspec
+
 from streambatch.config import Config, ErrorAllowance
 from streambatch.core.events import Opened, Started
 from streambatch.core.models import ShardLimits
@@ -88,11 +90,18 @@ def resume(
         ),
         limits=settings.limits,
         local=local,
+        **_embedded(opened),
         profile=settings.profile,
         workers=workers(values),
         poll_interval_s=values.get("poll_interval"),
         adopt_grace_s=LOCAL_GRACE_S if local else GRACE_S,
     )
+
+
+def _embedded(opened: Opened) -> dict[str, Any]:
+    """The embedded server's pace and seed, as the last visit had them."""
+    options: dict[str, Any] = msgspec.json.decode(opened.options)
+    return {name: options[name] for name in ("local_seed", "local_speed") if name in options}
 
 
 # -- policies that other commands share

@@ -72,7 +72,7 @@ class StorageError(StreambatchError):
     """The disk under the spool or the output: full, read-only, or failing. The run is resumable."""
 
 
-class Paused(StreambatchError):
+class Paused(StreambatchError):  # noqa: N818 - a pause is no failure
     """The run stopped buying and waits for a word of the user (billing, budget, paid output gone)."""
 
     exit_code = 4

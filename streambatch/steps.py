@@ -77,8 +77,14 @@ class Steps:
 
     async def _upload(self, shard: Shard) -> e.ShardEvent:
         path = self._files.path(shard.name, ".jsonl")
-        async with self._transfers:
-            info = await self._api.upload(path, tags.upload_name(self._order.run_id, shard))
+        try:
+            async with self._transfers:
+                info = await self._api.upload(path, tags.upload_name(self._order.run_id, shard))
+        except ApiError as error:
+            returned = verdicts.of_refused_upload(shard, error)
+            if returned is None:
+                raise
+            return returned
         return e.Uploaded(shard=shard.name, file_id=info.id, created_at=info.created_at)
 
     async def _create(self, shard: Shard) -> e.ShardEvent:

@@ -1,5 +1,6 @@
 """`streambatch run`: flags -> Config -> engine -> summary and exit code."""
 
+import contextlib
 import os
 import shlex
 import sys
@@ -18,7 +19,7 @@ def run(inputs: tuple[str, ...] = (), **values: Any) -> None:
     from streambatch.cli import visit
     from streambatch.configure import configure
     from streambatch.engine import run as run_engine
-    from streambatch.errors import ConfigError
+    from streambatch.errors import ConfigError, StorageError
     from streambatch.reports import tell
 
     command = shlex.join(["streambatch", *sys.argv[1:]])
@@ -27,7 +28,8 @@ def run(inputs: tuple[str, ...] = (), **values: Any) -> None:
     try:
         config = configure(inputs, values, os.environ, command)
     except ConfigError as error:
-        tell(endings.of_error(error, values.get("output", ""), "", None), values)
+        with contextlib.suppress(StorageError):  # the first cause is told
+            tell(endings.of_error(error, values.get("output", ""), "", None), values)
         raise
     place = visit.Place(config.output, config.run_dir, command, config.local)
     visit.visit(place, lambda listener: run_engine(config, api.connect, listener), values)

@@ -18,20 +18,18 @@ class _Columns:
 
     def __init__(self, head: bytes, values: Sequence[tuple[int, int]]) -> None:
         free = {place for start, end in values for place in range(start, end)}
-        self.width = len(head)
+        self._width = len(head)
         self._fixed = [(place, head[place : place + 1]) for place in range(len(head)) if place not in free]
         self._quotes = head.count(b'"')
         self._cut = itemgetter(slice(0, len(head)))
 
-    def heads(self, lines: Sequence[bytes]) -> bytes | None:
-        """The heads of all lines in one, each `width` long; None where one is not like that."""
-        count, width = len(lines), self.width
+    def fit(self, lines: Sequence[bytes]) -> bool:
+        """Whether all of them begin like that."""
+        count, width = len(lines), self._width
         heads = b"".join(map(self._cut, lines))
         if len(heads) != count * width or heads.count(b'"') != count * self._quotes or b"\\" in heads:
-            return None
-        if any(heads[place::width] != byte * count for place, byte in self._fixed):
-            return None
-        return heads
+            return False
+        return all(heads[place::width] == byte * count for place, byte in self._fixed)
 
 
 class _Shape:
@@ -40,17 +38,16 @@ class _Shape:
     def __init__(self, match: re.Match[bytes], key: int) -> None:
         values = [match.span(group) for group in range(1, match.re.groups + 1) if match[group] is not None]
         self._start, end = match.span(key)
-        self._size = end - self._start
+        self._cut = itemgetter(slice(self._start, end))
         self._after = match[0][end:]
         self._whole = _Columns(match[0], values)
         self._before = _Columns(match[0][: self._start], [span for span in values if span[1] < self._start])
 
     def keys(self, lines: Sequence[bytes]) -> list[bytes] | None:
         """The keys if all lines begin like this one; their keys may differ in length."""
-        heads = self._whole.heads(lines)
-        if heads is not None:
-            return [heads[at : at + self._size] for at in range(self._start, len(heads), self._whole.width)]
-        if self._before.heads(lines) is None:
+        if self._whole.fit(lines):
+            return [*map(self._cut, lines)]
+        if not self._before.fit(lines):
             return None
         ends = [*map(bytes.find, lines, repeat(b'"'), repeat(self._start))]
         if not all(map(bytes.startswith, lines, repeat(self._after), ends)):

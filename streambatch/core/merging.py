@@ -164,7 +164,8 @@ def ended_line(row: Ended) -> ErrorLine:
     if row.bad is not None:
         return ErrorLine(*place, BAD_ROW, row.bad, 0, None)
     if row.row_class == AGAIN:
-        return ErrorLine(*place, BAD_ROW, f"custom_id {shown(str(row.name))} is that of an earlier row too", 0, None)
+        reason = f"the result for {shown(str(row.name))} went to an earlier row of that name"
+        return ErrorLine(*place, RowClass.MISSING.label, reason, None, None)
     row_class = RowClass(row.row_class)
     result = None if row.text is None else as_object(row.text)
     return ErrorLine(*place, row_class.label, reason_of(row_class, row.text), None, result)

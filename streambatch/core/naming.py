@@ -27,9 +27,13 @@ class RowNamer:
         row: Any = msgspec.defstruct("Row", fields, rename={"name": str(self._field)}, gc=False)
         self._decode: Callable[[bytes], Any] = msgspec.json.Decoder(row).decode
 
+    def alike(self, lines: Sequence[bytes]) -> list[bytes] | None:
+        """The names of lines that begin alike, at once; None where they need a closer look."""
+        return None if self._heads is None else self._heads.keys(lines)
+
     def names(self, lines: Sequence[bytes], first_ordinal: int = 0) -> list[bytes | None]:
         """The name of each line; None for a blank line, and for a row that has none."""
-        keys = None if self._heads is None else self._heads.keys(lines)
+        keys = self.alike(lines)
         if keys is not None:
             return [*keys]
         return [self.name(line, ordinal) for ordinal, line in enumerate(lines, first_ordinal)]

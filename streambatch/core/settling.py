@@ -112,6 +112,13 @@ class Rules(msgspec.Struct, frozen=True):
     executed: bool = True
     user_cancel: bool = False
 
+    @property
+    def unseen(self) -> RowClass:
+        """The class of a row without a result line: lost, unless nothing ran or the user had it cancelled before it could."""
+        if not self.executed:
+            return RowClass.REFUSED
+        return RowClass.CANCELLED if self.user_cancel else RowClass.MISSING
+
     def judge(self, row_class: RowClass, *, found: bool = True) -> tuple[Kind, int]:
         """The kind of a row of this class, and how often it was executed by now. `found`: it has a result line."""
         attempts = self.generation + self._counts(row_class, found)
@@ -186,13 +193,13 @@ class Ledger:
         self._set(row, self._found[RowClass.REFUSED], NOTES, offset, length)
 
     def close(self) -> int:
-        """Enter all rows that are still open: missing, or unexecuted where nothing ran. The number of missing ones."""
-        row_class = RowClass.MISSING if self._rules.executed else RowClass.REFUSED
+        """Enter all rows that are still open, as `Rules.unseen` has it. The number of missing ones."""
+        row_class = self._rules.unseen
         head = self._head(row_class, *self._rules.judge(row_class, found=False))
         rows = self.open_rows()
         for row in rows:
             self._heads[row] = head
-        return len(rows) if self._rules.executed else 0
+        return len(rows) if row_class is RowClass.MISSING else 0
 
     # -- what came of it
 

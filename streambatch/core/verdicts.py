@@ -79,10 +79,18 @@ def of_refused_create(shard: Shard, error: ApiError) -> Verdict | None:
             return Verdict(e.Refused(shard=shard.name, reason=reason), pause=_billing(reason))
         case Refusal.FILE_GONE:
             return Verdict(e.InputLost(shard=shard.name, reason=reason))
+        case Refusal.RUN:
+            return Verdict(e.Refused(shard=shard.name, reason=reason), halt=_run_refused(shard, reason))
         case Refusal.TOO_LARGE if shard.rows > 1:
             return Verdict(_halved(shard, reason))
         case _:
             return None
+
+
+def of_refused_upload(shard: Shard, error: ApiError) -> e.Returned | None:
+    """A file that is too large for the service goes back, to be cut smaller; None where the error says something else."""
+    too_large = refusal_of_error(error) is Refusal.TOO_LARGE and shard.rows > 1
+    return _halved(shard, str(error)) if too_large else None
 
 
 def _halved(shard: Shard, reason: str) -> e.Returned:
@@ -90,8 +98,10 @@ def _halved(shard: Shard, reason: str) -> e.Returned:
 
 
 def _billing(reason: str) -> str:
-    return f"The service refuses to take more work for billing reasons ({reason}); settle that there, then run the same command again."
+    advice = "settle that there, then run the same command again"
+    return f"The service refuses to take more work for billing reasons ({reason}); {advice}."
 
 
 def _run_refused(shard: Shard, reason: str) -> str:
-    return f"The service refuses every batch of this run ({reason}); change the model, the endpoint or the input, and start a new run."
+    advice = "change the model, the endpoint or the input, and start a new run"
+    return f"The service refuses every batch of this run ({reason}); {advice}."

@@ -15,7 +15,7 @@ import msgspec
 from streambatch.core.answers import ErrorAnswer, decode_error
 from streambatch.core.wire import Refusal, refusal_of_error
 from streambatch.edge.service import redact
-from streambatch.errors import ApiError
+from streambatch.errors import ApiError, ConfigError
 
 # -- answers
 
@@ -137,7 +137,8 @@ def map_errors(doing: str, where: str, proxy: str | None) -> Iterator[None]:
         mapped = of_connection(error, doing, where, proxy)
         if mapped is None:
             raise
-        raise mapped from error
+        holds_our_headers = isinstance(error, aiohttp.ClientResponseError)  # and so the key
+        raise mapped from (None if holds_our_headers else error)
 
 
 def of_connection(error: Exception, doing: str, where: str, proxy: str | None) -> ApiError | None:
@@ -148,7 +149,10 @@ def of_connection(error: Exception, doing: str, where: str, proxy: str | None) -
     sentence = _NO_PROXY if proxy is not None and isinstance(error, _NO_CONNECTION) else row.sentence
     said = sentence.format(where=where, doing=doing, proxy=proxy, why=_why(error))
     unwanted = isinstance(error, aiohttp.ClientHttpProxyError) and error.status < 500  # a proxy that will not have us
-    return ApiError(said, retryable=row.retryable and not unwanted, maybe_done=row.written)
+    mapped = ApiError(said, retryable=row.retryable and not unwanted, maybe_done=row.written)
+    if not row.retryable:
+        mapped.exit_code = ConfigError.exit_code  # the user must change something first
+    return mapped
 
 
 def _why(error: BaseException) -> str:

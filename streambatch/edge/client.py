@@ -159,7 +159,7 @@ class HttpBatchApi:
             await sink.sync()
             return sink.received
         finally:
-            sink.close()
+            await sink.aclose()
 
     def _url(self, *parts: str) -> str:
         return "/".join([self._root, *map(_quoted, parts)])

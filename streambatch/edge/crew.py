@@ -9,8 +9,6 @@ from streambatch.core.jobs import Job, Manifest
 from streambatch.edge.jobs import run_job
 from streambatch.edge.processes import Worker
 
-AHEAD = 2  # jobs per worker that are given out before the first answer is taken
-
 
 class Answer:
     """What became of one job, once somebody has done it."""
@@ -22,11 +20,6 @@ class Answer:
     @property
     def done(self) -> bool:
         """Whether it can be had without waiting."""
-        return not self._done.empty()
-
-    @property
-    def ready(self) -> bool:
-        """Whether `get` would not wait."""
         return not self._done.empty()
 
     def put(self, made: Manifest | BaseException) -> None:
@@ -45,16 +38,11 @@ class Answer:
 
 
 class Crew:
-    """Does jobs with so many hands: processes, of which the caller saves one by helping. Leaving kills what still works.
-
-    With 0 each job is done where it is submitted; with 1 the caller has its hands free for other work.
-    """
+    """So many worker processes; with 0 each job is done where it is submitted. Leaving it kills what is still at work."""
 
     def __init__(self, workers: int) -> None:
-        self.ahead = AHEAD * workers  # how many jobs may be given out before the first answer is taken
-        self._helps = workers > 1
         self._jobs: SimpleQueue[Answer | None] = SimpleQueue()
-        self._workers = [Worker() for _ in range(workers - 1 if self._helps else workers)]
+        self._workers = [Worker() for _ in range(workers)]
         self._threads = [threading.Thread(target=self._serve, args=(worker,), daemon=True) for worker in self._workers]
 
     def submit(self, job: Job) -> Answer:
@@ -63,14 +51,14 @@ class Crew:
         if self._workers:
             self._jobs.put(answer)
         else:
-            answer.put(run_job(job))
+            _do(answer)
         return answer
 
     def help(self) -> bool:
-        """Do one of the jobs that nobody has begun. False if there is none, or help is not wanted."""
-        answer = self._unbegun() if self._helps else None
+        """Do one of the jobs that nobody has begun, here. False if there is none."""
+        answer = self._unbegun()
         if answer is not None:
-            answer.put(run_job(answer.job))
+            _do(answer)
         return answer is not None
 
     def drain(self) -> None:
@@ -85,8 +73,14 @@ class Crew:
             return None
 
     def __enter__(self) -> Self:
-        for worker, thread in zip(self._workers, self._threads, strict=True):
-            worker.start()
+        try:
+            for worker in self._workers:
+                worker.start()
+        except BaseException:
+            for worker in self._workers:
+                worker.close()
+            raise
+        for thread in self._threads:
             thread.start()
         return self
 
@@ -108,3 +102,10 @@ class Crew:
             except BaseException as error:  # noqa: BLE001 - raised where the answer is taken
                 answer.put(error)
         worker.leave()
+
+
+def _do(answer: Answer) -> None:
+    try:
+        answer.put(run_job(answer.job))
+    except Exception as error:  # noqa: BLE001 - raised where the answer is taken
+        answer.put(error)

@@ -26,6 +26,7 @@ from streambatch.errors import ConfigError, SourceError
 
 ERRORS = "errors.jsonl"
 SMALL_BYTES = 8 << 20  # inputs below this are cut without worker processes
+AHEAD = 2  # segments per hand that are scanned and not yet in place
 _bad_row = msgspec.json.Decoder(BadRow)
 _encode = msgspec.json.Encoder().encode
 
@@ -63,18 +64,18 @@ def cut(
     limits = ShardLimits() if limits is None else limits
     files = sources.discover(inputs)
     out_dir = os.path.abspath(out_dir)
-    small = sum(file.size for file in files) < SMALL_BYTES
+    hands = 0 if sum(file.size for file in files) < SMALL_BYTES else workers  # of several, this process is one
     keep_heap()
-    with Crew(0 if small else workers) as crew:  # first, so that they start while we look
+    with _Folder(out_dir) as folder, Crew(hands - (hands > 1)) as crew:  # they start while we look at the input
         shaping, _ = resolve(sources.first_row(files, limits.max_line_bytes), Asked() if asked is None else asked)
         if not _clear(out_dir, files, if_exists):
             return CutReport(existed=True)
-        with _Folder(out_dir) as folder:
-            cutting = _Cutting(files, shaping, limits, folder, crew, on_bad_row == "stop", on_progress)
-            point = cutting.run(sources.Scan(files, limits, limit=limit, no_blanks=True), guessed=True)
-            if point is not None:
-                cutting.run(sources.Scan(files, limits, point=point, limit=limit), guessed=False)
-            return folder.finish()
+        folder.create()
+        cutting = _Cutting(files, shaping, limits, folder, crew, hands, on_bad_row == "stop", on_progress)
+        point = cutting.run(sources.Scan(files, limits, limit=limit, no_blanks=True), guessed=True)
+        if point is not None:
+            cutting.run(sources.Scan(files, limits, point=point, limit=limit), guessed=False)
+        return folder.finish()
 
 
 class _Cutting:
@@ -87,6 +88,7 @@ class _Cutting:
         limits: ShardLimits,
         folder: "_Folder",
         crew: Crew,
+        hands: int,
         stop_on_bad: bool,
         on_progress: Callable[[CutReport], None] | None,
     ) -> None:
@@ -95,6 +97,8 @@ class _Cutting:
         self._limits = limits
         self._folder = folder
         self._crew = crew
+        self._helps = hands > 1  # with one, this process has the scan to do
+        self._ahead = AHEAD * hands
         self._stop_on_bad = stop_on_bad
         self._on_progress = on_progress
         self._waiting: deque[tuple[Segment, Prepare, Answer]] = deque()
@@ -104,7 +108,7 @@ class _Cutting:
         for segment in scan:
             job = self._job(segment)
             self._waiting.append((segment, job, self._crew.submit(job)))
-            if len(self._waiting) > self._crew.ahead and (point := self._take(guessed)):
+            if len(self._waiting) > self._ahead and (point := self._take(guessed)):
                 return point
         while self._waiting:
             if point := self._take(guessed and len(self._waiting) > 1):
@@ -113,7 +117,7 @@ class _Cutting:
 
     def _take(self, guessed: bool) -> CutPoint | None:
         segment, job, answer = self._waiting.popleft()
-        while not answer.ready and self._crew.help():
+        while self._helps and not answer.done and self._crew.help():
             pass
         made = answer.get()
         assert isinstance(made, Prepared)
@@ -214,11 +218,14 @@ class _Folder:
         """Of all names that are not final."""
         return os.path.join(self._out_dir, self._mark)
 
-    def __enter__(self) -> Self:
+    def create(self) -> None:
+        """Make it, if it is not there. Raises ConfigError."""
         try:
             os.makedirs(self._out_dir, exist_ok=True)
         except OSError as error:
             raise ConfigError(f"The folder {self._out_dir} can't be made: {error.strerror}.") from error
+
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

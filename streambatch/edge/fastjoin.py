@@ -165,7 +165,7 @@ class _FastJoin:
                 sink.add(msgspec.json.encode(line) + b"\n")
                 self._tally.reasons.add(line.class_, line.reason)
                 self._tally.errors += 1
-                self._tally.missing += row.row_class == RowClass.MISSING
+                self._tally.missing += line.class_ == RowClass.MISSING.label
             sink.flush()
         self._tally.done = sum(s.done for s in made)
         self._tally.rows = self._tally.done + self._tally.errors

@@ -3,18 +3,19 @@
 The only place that moves or removes the run's files. Knows nothing of what they mean.
 """
 
+import asyncio
 import contextlib
 import errno
 import fcntl
 import os
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol, TypeVar
 
 import anyio
-import anyio.to_thread
+import anyio.lowlevel
 import xxhash
 
 from streambatch.errors import ConfigError, StorageError
@@ -30,8 +31,29 @@ class Blocking(Protocol):
 
 
 async def in_thread(function: Callable[..., T], *args: object) -> T:
-    """`Blocking` on a thread."""
-    return await anyio.to_thread.run_sync(lambda: function(*args))
+    """`Blocking` on a thread of asyncio's."""
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(None, function, *args))
+
+
+async def to_the_end(work: Awaitable[T]) -> T:
+    """Await on asyncio; come back only when it is done, also when cancelled, by a scope or natively: no write lands later."""
+    running = asyncio.ensure_future(work)
+    cancelled: asyncio.CancelledError | None = None
+    with anyio.CancelScope(shield=True):
+        while not running.done():
+            try:
+                await asyncio.wait([running])
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        running.exception()  # its failure matters to nobody any more
+        raise cancelled
+    return running.result()
+
+
+def private(path: str, flags: int) -> int:
+    """An opener for files that only the user reads."""
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 async def inline(function: Callable[..., T], *args: object) -> T:

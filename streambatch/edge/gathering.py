@@ -10,7 +10,6 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from itertools import accumulate
-from operator import ne
 
 from streambatch.edge.placing import pwrite_all
 
@@ -18,6 +17,7 @@ COPY_BYTES = 64 << 10  # from this length on, spans are copied in the kernel
 CHUNK_BYTES = 512 << 10
 MAP_BYTES = 16 << 20  # of a source, mapped at a time: random reads from there cost half of a system call
 SEQUENTIAL = 8  # with so many neighbours together on average, spans are copied by runs
+SAMPLE = 1000
 
 
 class Spans:
@@ -48,10 +48,10 @@ class Spans:
         return Spans(offsets, lengths, sources)
 
     def are_sequential(self) -> bool:
-        """Whether most of them follow the one before in its file."""
-        ends = map(sum, zip(self.offsets, self.lengths, [1] * len(self.offsets), strict=True))
-        breaks = sum(map(ne, ends, self.offsets[1:]))
-        return bool(breaks * SEQUENTIAL < len(self.offsets))
+        """Whether most of the first ones follow the one before in its file."""
+        some = range(1, min(len(self.offsets), SAMPLE))
+        follow = sum(self.offsets[k - 1] + self.lengths[k - 1] + 1 == self.offsets[k] for k in some)
+        return follow * SEQUENTIAL > len(some) * (SEQUENTIAL - 1)
 
     def _sources(self) -> Sequence[int]:
         return [0] * len(self.offsets) if self.sources is None else self.sources
@@ -65,32 +65,33 @@ def gather(target: int, at: int, files: Sequence[int], spans: Spans, *, map_byte
         spans = spans.runs()
     with ExitStack() as stack:
         read = _reader(files, map_bytes if len(spans.offsets) > 1 else 0, stack)
-        ends = [*accumulate(spans.lengths, lambda end, length: end + length + 1, initial=at)][1:]
+        ends = array("Q", accumulate(spans.lengths))  # without newlines: good enough to know how many make a chunk
+        long = max(spans.lengths) >= COPY_BYTES
         first = 0
         while first < len(ends):
             if spans.lengths[first] >= COPY_BYTES:
-                _copy_one(target, at, files, spans, first)
-                last = first + 1
+                at = _copy_one(target, at, files, spans, first)
+                first += 1
             else:
-                last = _chunk(spans, ends, at, first)
-                pwrite_all(target, read(spans, first, last), at)
-            at, first = ends[last - 1], last
+                last = bisect_right(ends, ends[first] + CHUNK_BYTES, first)
+                last = _before_long(spans, first, last) if long else last
+                data = read(spans, first, last)
+                pwrite_all(target, data, at)
+                at, first = at + len(data), last
     return at
 
 
-def _chunk(spans: Spans, ends: Sequence[int], at: int, first: int) -> int:
-    """Where a chunk that begins with span `first` ends: before the next long one."""
-    last = max(first + 1, bisect_right(ends, at + CHUNK_BYTES, first))
-    lengths = spans.lengths[first:last]
-    if max(lengths) < COPY_BYTES:
-        return last
-    return first + next(k for k, length in enumerate(lengths) if length >= COPY_BYTES)
+def _before_long(spans: Spans, first: int, last: int) -> int:
+    """Where a chunk of short spans ends."""
+    return next((k for k in range(first, last) if spans.lengths[k] >= COPY_BYTES), last)
 
 
-def _copy_one(target: int, at: int, files: Sequence[int], spans: Spans, which: int) -> None:
+def _copy_one(target: int, at: int, files: Sequence[int], spans: Spans, which: int) -> int:
     source = files[0 if spans.sources is None else spans.sources[which]]
     copy_span(source, spans.offsets[which], spans.lengths[which], target, at)
-    pwrite_all(target, b"\n", at + spans.lengths[which])
+    end = at + spans.lengths[which]
+    pwrite_all(target, b"\n", end)
+    return end + 1
 
 
 # -- short spans
@@ -105,9 +106,6 @@ def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[
     mapped = min(sizes[biggest], map_bytes)
     view = stack.enter_context(mmap.mmap(files[biggest], mapped, flags=_MAP_FLAGS, prot=mmap.PROT_READ))
 
-    def of_one(offset: int, end: int) -> bytes:
-        return view[offset:end] if end <= mapped else read_span(files[0], offset, end - offset)
-
     def of_any(source: int, offset: int, length: int) -> bytes:
         whole = source == biggest and offset + length <= mapped
         return view[offset : offset + length] if whole else read_span(files[source], offset, length)
@@ -115,10 +113,12 @@ def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[
     def read(spans: Spans, first: int, last: int) -> bytes:
         if spans.sources is not None:
             return _join([of_any(*span) for span in _picked(spans, first, last)])
+        fd, pread = files[0], os.pread
         pairs = zip(spans.offsets[first:last], spans.lengths[first:last], strict=True)
-        if mapped == sizes[0]:
-            return _join([view[offset : offset + length] for offset, length in pairs])
-        return _join([of_one(offset, offset + length) for offset, length in pairs])
+        data = _join([view[at : at + n] if at + n <= mapped else pread(fd, n, at) for at, n in pairs])
+        if len(data) != sum(spans.lengths[first:last]) + last - first:
+            raise OSError("a result file became shorter while it was read")
+        return data
 
     return read
 

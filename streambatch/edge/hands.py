@@ -10,6 +10,7 @@ from streambatch.edge.crew import Answer, Crew
 from streambatch.edge.jobs import run_job
 
 OPEN_JOBS = 64
+HEAP_BYTES = 24 << 20  # freed at once: from then on malloc keeps what is freed, as in a worker
 
 
 class Hands(Crew):
@@ -17,6 +18,7 @@ class Hands(Crew):
 
     def __init__(self, workers: int) -> None:
         super().__init__(max(0, workers - 1))
+        bytes(HEAP_BYTES)
 
     def run(self, jobs: Iterable[Job]) -> Generator[Manifest, None, None]:
         """What the jobs made, in their order; raises what a job raised. Closed early, it ends when none is at work any more."""

@@ -3,39 +3,23 @@
 Every file operation runs on a thread, and whoever is cancelled waits for it: no write lands after its caller is gone.
 """
 
-import asyncio
 import errno
 import os
 import secrets
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
-import anyio
+import aiofiles
+from aiofiles.threadpool.binary import AsyncBufferedIOBase
 
-from streambatch.edge.files import disk
+from streambatch.edge.files import disk, in_thread, private, to_the_end
 from streambatch.errors import StorageError
 
 T = TypeVar("T")
 BLOCK = 1 << 20
 PIECE = 1 << 16  # what an upload hands over at once: progress is seen in steps of this size
 WRITE = 1 << 19  # what a download collects before it is written
-
-
-async def to_the_end(function: Callable[..., T], *args: object) -> T:
-    """Run on a thread; come back only when it has returned, also when cancelled, by a scope or natively."""
-    running = asyncio.get_running_loop().run_in_executor(None, function, *args)
-    cancelled: asyncio.CancelledError | None = None
-    with anyio.CancelScope(shield=True):
-        while not running.done():
-            try:
-                await asyncio.wait([running])
-            except asyncio.CancelledError as error:
-                cancelled = error
-    if cancelled is not None:
-        running.exception()  # its failure matters to nobody any more
-        raise cancelled
-    return running.result()
 
 
 class Form:
@@ -63,7 +47,7 @@ class Form:
         self._tail = f"\r\n--{boundary}--\r\n".encode()
 
     async def open(self) -> None:
-        await to_the_end(self._open)
+        await in_thread(self._open)
 
     @property
     def length(self) -> int:
@@ -75,7 +59,7 @@ class Form:
         left = self._size
         while left:
             self._waiting(False)
-            block = await to_the_end(self._read, min(BLOCK, left))
+            block = await in_thread(self._read, min(BLOCK, left))
             left -= len(block)
             for at in range(0, len(block), PIECE):
                 self._waiting(True)
@@ -114,19 +98,21 @@ class Sink:
     def __init__(self, path: str) -> None:
         self.received = 0
         self._path = path
-        self._fd = -1
+        self._file: AsyncBufferedIOBase | None = None
         self._waiting: list[bytes] = []
         self._waiting_bytes = 0
 
     async def open(self) -> None:
-        await to_the_end(self._on_disk, self._open)
+        opening = aiofiles.open(self._path, "wb", opener=private)
+        self._file = await self._on_disk(opening)
 
     async def restart(self) -> None:
         """Forget everything that was received."""
         self._forget_waiting()
         if self.received:
             self.received = 0
-            await to_the_end(self._on_disk, self._rewind)
+            await self._on_disk(self._opened.seek(0))
+            await self._on_disk(self._opened.truncate())
 
     async def add(self, data: bytes) -> None:
         self._waiting.append(data)
@@ -139,34 +125,32 @@ class Sink:
         block = b"".join(self._waiting)
         self._forget_waiting()
         if block:
-            await to_the_end(self._on_disk, self._write, block)
+            await self._on_disk(self._write(block))
             self.received += len(block)
 
     async def sync(self) -> None:
         await self.flush()
-        await to_the_end(self._on_disk, os.fsync, self._fd)
+        await self._on_disk(in_thread(os.fsync, self._opened.fileno()))
 
-    def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+    async def aclose(self) -> None:
+        if self._file is not None:
+            await self._on_disk(self._file.close())
+            self._file = None
+
+    @property
+    def _opened(self) -> AsyncBufferedIOBase:
+        if self._file is None:
+            raise StorageError(f"{self._path} is not open.")
+        return self._file
+
+    async def _write(self, block: bytes) -> None:
+        await self._opened.write(block)
+        await self._opened.flush()
 
     def _forget_waiting(self) -> None:
         self._waiting = []
         self._waiting_bytes = 0
 
-    def _on_disk(self, function: Callable[..., T], *args: object) -> T:
+    async def _on_disk(self, work: Awaitable[T]) -> T:
         with disk(f"Writing {self._path}"):
-            return function(*args)
-
-    def _open(self) -> None:
-        self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-
-    def _rewind(self) -> None:
-        os.ftruncate(self._fd, 0)
-        os.lseek(self._fd, 0, os.SEEK_SET)
-
-    def _write(self, block: bytes) -> None:
-        view = memoryview(block)
-        while view:
-            view = view[os.write(self._fd, view) :]
+            return await to_the_end(work)

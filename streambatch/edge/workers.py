@@ -18,6 +18,7 @@ from streambatch.edge.jobs import run_job
 from streambatch.edge.processes import Worker
 
 RANKS: dict[type[Job], int] = {Merge: 0, Settle: 1, Remainder: 2, Prepare: 3}  # the lowest goes first
+OTHERS = 4
 
 
 class Executor(Protocol):
@@ -48,7 +49,7 @@ class ThreadExecutor:
 
     async def run(self, job: Job) -> Manifest:
         """Waits for its turn, then does it."""
-        async with self._turns.turn(RANKS[type(job)]):
+        async with self._turns.turn(RANKS.get(type(job), OTHERS)):
             return await anyio.to_thread.run_sync(run_job, job)
 
     async def aclose(self) -> None:
@@ -71,7 +72,7 @@ class ProcessExecutor:
 
     async def run(self, job: Job) -> Manifest:
         """Waits for its turn, then has a process do it."""
-        async with self._turns.turn(RANKS[type(job)]):
+        async with self._turns.turn(RANKS.get(type(job), OTHERS)):
             worker = self._idle.pop() if self._idle else Worker()
             self._busy.add(worker)
             try:

@@ -3,6 +3,7 @@
 import asyncio
 import socket
 from collections.abc import Awaitable, Callable
+from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -162,9 +163,7 @@ async def test_a_status_counts_though_its_body_was_cut() -> None:
 
 
 def _lookup_failed() -> Exception:
-    from aiohttp.client_reqrep import ConnectionKey
-
-    key = ConnectionKey("api.example.com", 443, True, True, None, None, None)
+    key: Any = SimpleNamespace(host="api.example.com", port=443, ssl=True)
     return aiohttp.ClientConnectorDNSError(key, socket.gaierror(-2, "Name or service not known"))
 
 

@@ -1,6 +1,8 @@
 """Who we are and where the service is: what is refused, what is shown, which proxy is taken."""
 
 import io
+import subprocess
+import sys
 from typing import Any
 
 import msgspec
@@ -211,3 +213,9 @@ def test_a_proxy_that_can_not_be_used(monkeypatch: pytest.MonkeyPatch, named: st
 def test_replacing_a_field_is_checked_too() -> None:
     with pytest.raises(ConfigError):
         msgspec.structs.replace(Service(), base_url="http://example.com")
+
+
+def test_only_whoever_connects_loads_the_transport() -> None:
+    code = "import sys, streambatch.edge.client, streambatch.edge.retrying; print('aiohttp' in sys.modules)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert told.stdout.strip() == "False"

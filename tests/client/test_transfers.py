@@ -15,7 +15,7 @@ import pytest
 from aiohttp import BodyPartReader, web
 
 from streambatch.edge.client import HttpBatchApi
-from streambatch.edge.transfer import to_the_end
+from streambatch.edge.files import in_thread
 from streambatch.errors import ApiError, StorageError
 from tests.client.stage import BATCH, FILE, KEY, client, listening, serving
 
@@ -430,7 +430,7 @@ async def test_a_cancelled_file_operation_has_ended_when_its_caller_is_gone(nati
 
     async def caller() -> None:
         try:
-            await to_the_end(operation)
+            await in_thread(operation)
         finally:
             ended.append("caller")
 

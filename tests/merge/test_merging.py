@@ -206,9 +206,8 @@ def _compare(segment: Segment, made: MergedFiles, out: list[bytes], err: list[di
         if line == b'{"answer": 1}':
             expected.append(json.loads(line))
         elif row in done or (row in reasons and line not in (b"[1]", b"no json", b"{\xff}")):
-            content = (
-                json.loads(done[row])["response"]["body"]["choices"][0]["message"]["content"] if row in done else None
-            )
+            told = done.get(row)
+            content = None if told is None else json.loads(told)["response"]["body"]["choices"][0]["message"]["content"]
             expected.append({**json.loads(line), "answer": content, "answer_error": reasons.get(row)})
     assert [json.loads(line) for line in out] == expected
 

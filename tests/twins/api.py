@@ -6,6 +6,7 @@ fault may delay it, fail it, or lose its answer.
 
 import hashlib
 import heapq
+import math
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -57,7 +58,7 @@ class _Batch(msgspec.Struct):
     errors: tuple[BatchError, ...]
     starts: float = 0.0
     finalizes: float = 0.0
-    ends: float = 0.0
+    ends: float = math.inf
     ending: str = "completed"
     executes: int = 0
     done: bool = False
@@ -107,11 +108,10 @@ class MemoryBatchApi:
         self._expire_at = expire_at
         self._files: dict[str, tuple[FileInfo, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
-        self._flying: list[_Batch] = []
         self._executed: Counter[tuple[str, str]] = Counter()
         self._ids: Counter[str] = Counter()
         self._flying: dict[str, float] = {}  # batch id -> its end
-        self._ends: list[tuple[float, str]] = []  # the same as a heap
+        self._ends: list[tuple[float, str]] = []
         self.fault = fault
         self.calls: Counter[str] = Counter()
         self.most_in_flight = 0
@@ -141,13 +141,13 @@ class MemoryBatchApi:
     # -- calls
 
     async def upload(self, path: str, name: str) -> FileInfo:
-        return await self._do("upload", name, lambda: self._keep(_read(path), name))
+        return await self._do("upload", name, lambda: self._keep(Path(path).read_bytes(), name))
 
     async def file_info(self, file_id: str) -> FileInfo:
         return await self._do("file_info", file_id, lambda: self._file(file_id)[0])
 
     async def download(self, file_id: str, target: str) -> int:
-        return await self._do("download", file_id, lambda: _write(target, self._file(file_id)[1]))
+        return await self._do("download", file_id, lambda: Path(target).write_bytes(self._file(file_id)[1]))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._do("delete_file", file_id, lambda: self._files.pop(file_id, None) is not None)
@@ -220,13 +220,22 @@ class MemoryBatchApi:
         requests, errors = self._validate(file_id, endpoint)
         batch = _Batch(self._next("batch"), file_id, endpoint, metadata, self._clock.wall(), requests, errors)
         self._batches[batch.id] = batch
-        refused = self._refuse(self._shown(batch)) if self._refuse is not None and not errors else None
-        if refused is not None:
+        if self._refuse is not None and not errors and (refused := self._refuse(self._seen(batch))) is not None:
             batch.errors = (refused,)
         self._plan(batch)
-        self._flying = [b for b in (*self._flying, batch) if not b.done and b.ends > self._clock.wall()]
-        self.most_in_flight = max(self.most_in_flight, len(self._flying))
+        self._watch(batch)
         return self._shown(batch)
+
+    def _watch(self, batch: _Batch) -> None:
+        """Count a batch as in flight until it ends; a heap entry whose end was moved is stale."""
+        self._flying[batch.id] = batch.ends
+        heapq.heappush(self._ends, (batch.ends, batch.id))
+        now = self._clock.wall()
+        while self._ends and self._ends[0][0] <= now:
+            end, batch_id = heapq.heappop(self._ends)
+            if self._flying.get(batch_id) == end:
+                del self._flying[batch_id]
+        self.most_in_flight = max(self.most_in_flight, len(self._flying))
 
     def _validate(self, file_id: str, endpoint: str) -> tuple[list[_Request], tuple[BatchError, ...]]:
         if file_id not in self._files:
@@ -253,7 +262,7 @@ class MemoryBatchApi:
             batch.ending = "failed"
             return
         duration = (
-            self._duration_s if isinstance(self._duration_s, (int, float)) else self._duration_s(self._shown(batch))
+            self._duration_s if isinstance(self._duration_s, (int, float)) else self._duration_s(self._seen(batch))
         )
         batch.finalizes = batch.starts + duration
         batch.ends = batch.finalizes + self._finalizing_s
@@ -321,6 +330,10 @@ class MemoryBatchApi:
 
     def _shown(self, batch: _Batch) -> BatchInfo:
         self._advance(batch)
+        return self._seen(batch)
+
+    def _seen(self, batch: _Batch) -> BatchInfo:
+        """As it is, without letting its end happen: hooks are asked before the end is known."""
         status = self._status(batch)
         started = status not in ("validating", "failed")
         total = len(batch.requests) if started else 0
@@ -346,7 +359,7 @@ class MemoryBatchApi:
             return batch.ending
         if batch.ending == "cancelled":
             return "cancelling"
-        if now < batch.starts or batch.ends == 0:
+        if now < batch.starts or batch.ends == math.inf:
             return "validating"
         return "in_progress" if now < batch.finalizes else "finalizing"
 
@@ -387,14 +400,6 @@ def _line(custom_id: str, response: dict[str, object] | None, error: dict[str, s
 def _shuffled(lines: list[bytes]) -> bytes:
     """In an order that is not the input's, and always the same."""
     return b"".join(sorted(lines, key=lambda line: hashlib.md5(line).digest()))
-
-
-def _read(path: str) -> bytes:
-    return Path(path).read_bytes()
-
-
-def _write(path: str, data: bytes) -> int:
-    return Path(path).write_bytes(data)
 
 
 def _digest(data: bytes) -> str:

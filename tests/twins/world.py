@@ -8,6 +8,7 @@ from typing import Any
 
 import anyio
 import msgspec
+import pytest
 import trio
 import trio.testing
 from trio._core import _run as trio_run
@@ -31,13 +32,10 @@ DAY_S = 86_400.0
 
 def simulate(main: Callable[[], Any], seed: int) -> Any:
     """Run an async function under trio with a clock that jumps, and with every choice of the scheduler drawn from `seed`."""
-    before = trio_run._ALLOW_DETERMINISTIC_SCHEDULING
-    trio_run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    trio_run._r.seed(seed)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trio_run, "_ALLOW_DETERMINISTIC_SCHEDULING", True)
+        trio_run._r.seed(seed)
         return trio.run(main, clock=trio.testing.MockClock(autojump_threshold=0))
-    finally:
-        trio_run._ALLOW_DETERMINISTIC_SCHEDULING = before
 
 
 def config(tmp: Path, source: Path, **changes: Any) -> Config:

@@ -7,8 +7,9 @@ import fcntl
 import os
 from array import array
 from bisect import bisect_right
-from collections.abc import Iterator
-from itertools import accumulate
+from collections.abc import Iterator, Sequence
+from itertools import accumulate, islice, repeat
+from operator import sub
 
 import msgspec
 
@@ -24,8 +25,9 @@ from streambatch.edge.sources import read_lines as read_rows
 MAX_LINES = 1 << 16  # of a result file: more names would take too much memory
 MAX_ROW_BYTES = 32 << 20
 MAX_GAP = 4096  # rows without a success, one after the other, before its rows count as scattered
-MAP_BYTES = 32 << 20
+MAP_BYTES = 24 << 20
 PROBE_BYTES = 16 << 10
+BLOCK_BYTES = 256 << 10
 
 
 class Hole(msgspec.Struct, array_like=True, gc=False):
@@ -53,10 +55,9 @@ def join_slice(spec: JoinSlice) -> SliceJoined:
     with opened(spec.result.path) as fd:
         if not results.read(fd):
             return SliceJoined(fits=False)
-        table = dict(zip(results.names, range(len(results.names)), strict=True))
-        if len(table) != len(results.names) or results.room > spec.room:
+        table = results.table
+        if len(table) != len(results.lengths) or results.room > spec.room:
             return SliceJoined(fits=False)
-        results.names.clear()
         rows = _Rows(spec, table)
         if table and not rows.find():
             return SliceJoined(fits=False)
@@ -75,13 +76,12 @@ def join_slice(spec: JoinSlice) -> SliceJoined:
         )
 
 
-def _write(spec: JoinSlice, fd: int, results: "_Results", order: list[int]) -> int:
+def _write(spec: JoinSlice, fd: int, results: "_Results", order: "array[int]") -> int:
     """One process at a time maps its file: memory is shared by all."""
     if not order:
         return spec.at
     offsets = array("Q", map(results.offsets.__getitem__, order))
     lengths = array("Q", map(results.lengths.__getitem__, order))
-    order.clear()
     lock = os.open(spec.lock, os.O_RDWR | os.O_CLOEXEC)
     out = os.open(spec.out, os.O_WRONLY | os.O_CLOEXEC)
     try:
@@ -96,7 +96,7 @@ class _Results:
     """The lines of one result file: successes by columns, all others one by one."""
 
     def __init__(self) -> None:
-        self.names: list[bytes] = []
+        self.table: dict[bytes, int] = {}  # the line of each success by its name
         self.offsets = array("Q")
         self.lengths = array("Q")
         self.others: list[Other] = []
@@ -110,7 +110,7 @@ class _Results:
 
     def read(self, fd: int) -> bool:
         """False where there are too many."""
-        for piece in read_lines(fd):
+        for piece in read_lines(fd, block_bytes=BLOCK_BYTES):
             match piece:
                 case Lines():
                     self._take(piece)
@@ -122,7 +122,7 @@ class _Results:
                     closed = piece.tail.rstrip().endswith(b"}")
                     verdict = read_head(piece.head, piece.tail) if closed else None
                     self._add(*name_verdict(verdict), piece.offset, piece.length)
-            if len(self.names) + len(self.others) > MAX_LINES:
+            if len(self.lengths) + len(self.others) > MAX_LINES:
                 return False
         return True
 
@@ -130,9 +130,10 @@ class _Results:
         names, lengths = self._namer.successes(piece.lines), [*map(len, piece.lines)]
         places = accumulate(lengths, initial=piece.offset)
         if names is not None:
-            self.names.extend(names)
-            self.offsets.extend([*places][:-1])
-            self.lengths.extend([length - 1 for length in lengths])
+            for line, name in enumerate(names, len(self.lengths)):
+                self.table[name] = line
+            self.offsets.extend(islice(places, len(lengths)))
+            self.lengths.extend(map(sub, lengths, repeat(1)))
             return
         for line, offset, length in zip(piece.lines, places, lengths, strict=False):
             if not line.isspace():
@@ -140,7 +141,7 @@ class _Results:
 
     def _add(self, name: bytes | None, row_class: RowClass, offset: int, length: int) -> None:
         if name is not None and row_class is RowClass.OK:
-            self.names.append(name)
+            self.table[name] = len(self.lengths)
             self.offsets.append(offset)
             self.lengths.append(length)
         else:
@@ -152,7 +153,7 @@ class _Rows:
 
     def __init__(self, spec: JoinSlice, table: dict[bytes, int]) -> None:
         self.start = self.end = 0
-        self.order: list[int] = []
+        self.order = array("I")
         self.holes: list[Hole] = []
         self.lines: dict[int, int] = {}
         self._inputs = spec.inputs
@@ -165,28 +166,37 @@ class _Rows:
     def find(self) -> bool:
         """Whether each name has its one row, and all of them lie together."""
         begin = self._begin()
-        for at, source, lines in () if begin is None else self._blocks(begin):
-            if self._take(at, source, lines):
+        for at, size, source, lines in () if begin is None else self._blocks(begin):
+            if self._take(at, size, source, lines):
                 break
             if not lines or len(self._waiting) > MAX_GAP or len(self.holes) > len(self._table):
                 return False
-        return len(self.order) == len(self._table) == len(set(self.order))
+        return len(self.order) == len(self._table) and self._all_differ()
+
+    def _all_differ(self) -> bool:
+        seen = bytearray(len(self._table))
+        for line in self.order:
+            seen[line] = 1
+        return all(seen)
 
     # -- matching
 
-    def _take(self, at: int, source: int, lines: list[bytes]) -> bool:
+    def _take(self, at: int, size: int, source: int, lines: list[bytes]) -> bool:
         """A block of lines; whether the last name has found its row."""
-        names = self._namer.names(lines)
-        hits = [self._table.get(name) for name in names] if None in names else [*map(self._table.get, names)]  # type: ignore[arg-type]
-        if None in hits or len(self.order) + len(hits) > len(self._table):
-            return self._take_singly(at, source, lines, names)
+        names = self._namer.alike(lines) if lines else None
+        try:
+            hits = None if names is None else [*map(self._table.__getitem__, names)]
+        except KeyError:
+            hits = None
+        if hits is None or len(self.order) + len(hits) > len(self._table):
+            return self._take_singly(at, source, lines, names if names is not None else self._namer.names(lines))
         self._match(at, source)
-        self.order.extend(hits)  # type: ignore[arg-type]
+        self.order.extend(hits)
         self.lines[source] = self.lines.get(source, 0) + len(lines)
-        self.end = at + sum(map(len, lines))
+        self.end = at + size
         return len(self.order) == len(self._table)
 
-    def _take_singly(self, at: int, source: int, lines: list[bytes], names: list[bytes | None]) -> bool:
+    def _take_singly(self, at: int, source: int, lines: list[bytes], names: Sequence[bytes | None]) -> bool:
         for line, name in zip(lines, names, strict=True):
             hit = None if name is None else self._table.get(name)
             if hit is not None:
@@ -213,15 +223,17 @@ class _Rows:
             self.lines[input_] = self.lines.get(input_, 0) + 1
         self._waiting.clear()
 
-    def _blocks(self, begin: int) -> Iterator[tuple[int, int, list[bytes]]]:
-        """Place, input and lines; no lines stand for one that is too long."""
+    def _blocks(self, begin: int) -> Iterator[tuple[int, int, int, list[bytes]]]:
+        """Place, size, input and lines; no lines stand for one that is too long."""
         first, offset = self._locate(begin)
         for which in range(first, len(self._inputs)):
             span = self._inputs[which]
             at = self._bases[which] + offset - span.start
-            for chunk in read_rows(span.path, span.name, offset, span.end, max_line_bytes=MAX_ROW_BYTES):
+            for chunk in read_rows(
+                span.path, span.name, offset, span.end, max_line_bytes=MAX_ROW_BYTES, block_bytes=BLOCK_BYTES
+            ):
                 if chunk.lines or chunk.long_bytes:
-                    yield at, which, chunk.lines
+                    yield at, len(chunk.data), which, chunk.lines
                 at += len(chunk.data)
             offset = self._inputs[which + 1].start if which + 1 < len(self._inputs) else 0
 

@@ -12,6 +12,7 @@ from itertools import compress
 import msgspec
 
 from streambatch.core.joins import ChunkWritten, Section, Span, WriteChunk
+from streambatch.core.matching import AGAIN
 from streambatch.core.merging import Ended, Reasons, ended_line
 from streambatch.core.replies import NULL, AnswerReader, object_keys, with_answer
 from streambatch.core.settling import RowClass
@@ -121,7 +122,7 @@ class _Chunk:
             err_bytes=self._err.end,
             done=self._classes.count(RowClass.OK),
             errors=self._errors,
-            missing=self._classes.count(RowClass.MISSING),
+            missing=self._classes.count(RowClass.MISSING) + self._classes.count(AGAIN),
             reasons=self._reasons.top(),
         )
 

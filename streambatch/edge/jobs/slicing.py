@@ -25,7 +25,7 @@ from streambatch.edge.sources import read_lines as read_rows
 MAX_LINES = 1 << 16  # of a result file: more names would take too much memory
 MAX_ROW_BYTES = 32 << 20
 MAX_GAP = 4096  # rows without a success, one after the other, before its rows count as scattered
-MAP_BYTES = 24 << 20
+MAP_BYTES = 32 << 20
 PROBE_BYTES = 16 << 10
 BLOCK_BYTES = 256 << 10
 
@@ -130,8 +130,8 @@ class _Results:
         names, lengths = self._namer.successes(piece.lines), [*map(len, piece.lines)]
         places = accumulate(lengths, initial=piece.offset)
         if names is not None:
-            for line, name in enumerate(names, len(self.lengths)):
-                self.table[name] = line
+            for number, name in enumerate(names, len(self.lengths)):
+                self.table[name] = number
             self.offsets.extend(islice(places, len(lengths)))
             self.lengths.extend(map(sub, lengths, repeat(1)))
             return

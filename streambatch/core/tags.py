@@ -5,7 +5,8 @@ Metadata carries ids and hashes only, never file names or prompts.
 
 import msgspec
 
-from streambatch.core.models import Shard
+from streambatch.core.models import Settings, Shard
+from streambatch.core.shaping import shaping_hash
 
 TAG = "streambatch"
 HASH = "streambatch-hash"
@@ -56,6 +57,12 @@ def parse_span(text: str) -> tuple[int, int] | None:
 def is_remainder(shard: str) -> bool:
     """Whether a shard's name is a remainder's."""
     return shard.startswith("r")
+
+
+def cut_text(settings: Settings) -> str:
+    """The value of `streambatch-cut`: how this run cuts and shapes its input."""
+    limits = settings.limits
+    return f"{limits.max_requests}/{limits.max_bytes}/0/{shaping_hash(settings.shaping, limits)}"
 
 
 def upload_name(run: str, shard: Shard) -> str:

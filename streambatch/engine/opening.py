@@ -151,7 +151,17 @@ def opened(config: Config, files: RunFiles, inputs: tuple[InputFile, ...]) -> e.
 
 
 def _changeable(config: Config) -> dict[str, object]:
-    names = ("local_seed", "local_speed", "max_batches", "max_transfers", "workers", "max_attempts", "on_bad_row", "limit", "once")
+    names = (
+        "local_seed",
+        "local_speed",
+        "max_batches",
+        "max_transfers",
+        "workers",
+        "max_attempts",
+        "on_bad_row",
+        "limit",
+        "once",
+    )
     return {name: getattr(config, name) for name in names}
 
 

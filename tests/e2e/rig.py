@@ -81,19 +81,25 @@ def errors(config: Config) -> list[dict[str, Any]]:
     return [json.loads(line) for line in read_lines(f"{config.output}.errors")]
 
 
+def fold(log: Sequence[e.Event]) -> dict[str, Shard]:
+    """The shards as the events make them, by the pure machine alone."""
+    shards: dict[str, Shard] = {}
+    for event in log:
+        match event:
+            case e.SegmentSealed(shards=made):
+                shards |= {shard.name: shard for shard in made}
+            case e.RemainderSealed(made=shard):
+                shards[shard.name] = shard
+            case e.ShardEvent():
+                shards[event.shard] = lifecycle.apply(shards[event.shard], event)
+    return shards
+
+
 def check_journal(config: Config) -> list[e.AnyEvent]:
     """Folding the event log gives the state rows; the log is returned."""
-    folded: dict[str, Shard] = {}
     with read_only(f"{config.run_dir}/journal.sqlite") as store:
         log = list(store.events())
-        for event in log:
-            match event:
-                case e.SegmentSealed(shards=shards):
-                    folded |= {s.name: s for s in shards}
-                case e.RemainderSealed(made=made):
-                    folded[made.name] = made
-                case e.ShardEvent():
-                    folded[event.shard] = lifecycle.apply(folded[event.shard], event)
+        folded = fold(log)
         assert folded == {name: store.shard(name) for name in folded}
         again = Store(":memory:")
         again.append(log)

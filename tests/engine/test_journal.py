@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from streambatch.core import events as e
-from streambatch.core import lifecycle
 from streambatch.core.jobs import SegmentCount
 from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.edge.journal import PoolGroup, Store, read_only
 from streambatch.errors import ConfigError, JournalError
+from tests.e2e import rig
 
 
 def segment(index: int, rows: int = 4) -> Segment:
@@ -66,15 +66,7 @@ def test_folding_the_event_log_gives_the_state_rows(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "journal.sqlite"))
     for event in a_whole_log():
         store.append([event])
-    folded: dict[str, Shard] = {}
-    for event in store.events():
-        match event:
-            case e.SegmentSealed(shards=shards):
-                folded |= {s.name: s for s in shards}
-            case e.RemainderSealed(made=made):
-                folded[made.name] = made
-            case e.ShardEvent():
-                folded[event.shard] = lifecycle.apply(folded[event.shard], event)
+    folded = rig.fold(list(store.events()))
     assert folded == {name: store.shard(name) for name in folded}
     again = Store(":memory:")
     again.append(list(store.events()))

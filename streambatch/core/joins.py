@@ -132,21 +132,16 @@ class ChunkWritten(msgspec.Struct, frozen=True, tag="chunk_written"):
 
 
 class JoinSlice(msgspec.Struct, frozen=True, tag="join_slice"):
-    """Find the rows of one result file, which lie together, and write its successes in their order to `out` at `at`, where
-    they have `room`.
+    """Find the rows of one result file, which lie together, and write to `spill` the places of its successes in their order,
+    and what is open afterwards.
 
-    `inputs` are whole files, one after the other; `guess` is a place among their bytes. `lock` is a file that is locked while
-    the result file is mapped. What is open afterwards goes to `spill`.
+    `inputs` are whole files, one after the other; `guess` is a place among their bytes.
     """
 
     inputs: tuple[Span, ...]
     names: RowNames
     result: Span
     guess: int
-    out: str
-    at: int
-    room: int
-    lock: str
     spill: str
 
 
@@ -160,7 +155,6 @@ class SliceJoined(msgspec.Struct, frozen=True, tag="slice_joined"):
     start: int = 0
     end: int = 0
     lines: tuple[tuple[int, int], ...] = ()
-    out_bytes: int = 0
     done: int = 0
     holes: int = 0
     others: int = 0

@@ -1,6 +1,7 @@
 """Results and rows of one partition, matched by name. First success wins; a success beats an error. Pure."""
 
 from collections.abc import Sequence
+from itertools import repeat
 
 from streambatch.core.settling import RowClass
 
@@ -44,23 +45,25 @@ class Matcher:
         """For each row its result, `NOWHERE`, or `REPEATED` where an earlier row took it; all results come before any rows."""
         if not self._used:
             self._used = bytearray(len(self._files))
-        hits = [self._index.get(name, NOWHERE) for name in names]
+        hits = [*map(self._index.get, names, repeat(NOWHERE))]
+        used = self._used
         for k, hit in enumerate(hits):
             if hit >= 0:
-                if self._used[hit]:
+                if used[hit]:
                     hits[k] = REPEATED
-                self._used[hit] = 1
+                used[hit] = 1
         return hits
 
     def columns(self, hits: Sequence[int]) -> tuple[list[int], list[int], list[int], list[int]]:
         """Classes, files, offsets and lengths of what was matched."""
+        columns = (self._classes, self._files, self._offsets, self._lengths)
+        if not hits or min(hits) >= 0:
+            classes, files, offsets, lengths = ([*map(column.__getitem__, hits)] for column in columns)
+            return classes, files, offsets, lengths
         lost = {NOWHERE: int(RowClass.MISSING), REPEATED: AGAIN}
-        return (
-            [self._classes[hit] if hit >= 0 else lost[hit] for hit in hits],
-            [self._files[hit] if hit >= 0 else 0 for hit in hits],
-            [self._offsets[hit] if hit >= 0 else 0 for hit in hits],
-            [self._lengths[hit] if hit >= 0 else 0 for hit in hits],
-        )
+        classes = [self._classes[hit] if hit >= 0 else lost[hit] for hit in hits]
+        files, offsets, lengths = ([column[hit] if hit >= 0 else 0 for hit in hits] for column in columns[1:])
+        return classes, files, offsets, lengths
 
     @property
     def unused(self) -> int:

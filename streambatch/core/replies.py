@@ -158,12 +158,27 @@ def _line_type(body: Any) -> Any:
     return msgspec.defstruct("Line", [("response", response)], gc=False)
 
 
-def with_answer(row: bytes, column: str, answer: bytes, error: str | None) -> bytes:
-    """The user's row, a JSON object, with NAME and NAME_error before its last brace, and a newline."""
-    inner = row.strip(b" \t\r\n")[:-1]
-    comma = b"" if not inner[1:].strip(b" \t\r\n") else b", "
-    name, error_name = msgspec.json.encode(column), msgspec.json.encode(f"{column}_error")
-    return b"%b%b%b: %b, %b: %b}\n" % (inner, comma, name, answer, error_name, msgspec.json.encode(error))
+class AnswerColumn:
+    """NAME and NAME_error, put before the last brace of the user's rows; what the row was stays as it is."""
+
+    def __init__(self, name: str) -> None:
+        self._names = frozenset((name, f"{name}_error"))
+        self._name = msgspec.json.encode(name) + b": "
+        self._error = b", " + msgspec.json.encode(f"{name}_error") + b": "
+
+    def add(self, row: bytes, answer: bytes, error: str | None) -> bytes:
+        """The row, a JSON object, with both fields and a newline."""
+        inner = row.strip(b" \t\r\n")[:-1]
+        comma = b", " if inner[1:] and not inner[1:].isspace() else b""
+        told = NULL if error is None else msgspec.json.encode(error)
+        return b"".join((inner, comma, self._name, answer, self._error, told, b"}\n"))
+
+    def add_to_any(self, row: bytes, answer: bytes, error: str | None) -> bytes:
+        """The same, of any row: one that is no object gives nothing, one that has such a field already stays as it is."""
+        names = object_keys(row)
+        if names is None:
+            return b""
+        return self.add(row, answer, error) if names.isdisjoint(self._names) else row.strip(b" \t\r\n") + b"\n"
 
 
 def object_keys(row: bytes) -> frozenset[str] | None:

@@ -59,13 +59,18 @@ def _failed(shard: Shard, batch: BatchInfo) -> Verdict:
             return Verdict(e.InputLost(shard=shard.name, reason=reason))
         case Refusal.RUN:
             return Verdict(e.Refused(shard=shard.name, reason=reason), halt=_run_refused(shard, reason))
-        case Refusal.ROWS:
-            lines = tuple(RefusedLine(x.line, x.code, x.message) for x in batch.errors if x.line is not None)
+        case Refusal.ROWS if lines := _named_lines(shard, batch):
             return Verdict(_finished(shard, batch, lines))
         case _ if shard.rows == 1:
             return Verdict(_finished(shard, batch, (RefusedLine(1, first.code if first else "failed", reason),)))
         case _:
             return Verdict(_halved(shard, reason))
+
+
+def _named_lines(shard: Shard, batch: BatchInfo) -> tuple[RefusedLine, ...]:
+    """The lines of this shard that the service named; a number outside it names none."""
+    named = (RefusedLine(x.line, x.code, x.message) for x in batch.errors if x.line is not None)
+    return tuple(line for line in named if 1 <= line.line <= shard.rows)
 
 
 def of_refused_create(shard: Shard, error: ApiError) -> Verdict | None:

@@ -1,4 +1,4 @@
-"""The fast join: one job per result file, each with the rows of the input that lie together in it, all at their final places.
+"""The fast join: one job per result file finds the rows of the input that lie together in it; this process writes them.
 
 Where a job says that its file is not so simple, or the slices don't make up the input, it gives up: nothing that it wrote counts.
 """
@@ -10,25 +10,25 @@ from itertools import accumulate
 
 import msgspec
 
-from streambatch.core.joins import JoinSlice, Section, SliceJoined, Span
+from streambatch.core.joins import JoinSlice, Section, SliceJoined
 from streambatch.core.merging import Ended, ended_line
-from streambatch.core.naming import RowNamer, name_result, name_verdict
-from streambatch.core.results import HEAD_BYTES, read_head
+from streambatch.core.naming import RowNamer
 from streambatch.core.settling import RowClass
-from streambatch.edge.gathering import read_span
+from streambatch.edge.gathering import Spans, gather, read_span
 from streambatch.edge.hands import Hands
-from streambatch.edge.jobs.sections import read_section
-from streambatch.edge.jobs.slicing import MAX_ROW_BYTES, Hole, Other
+from streambatch.edge.jobs.locating import MAX_ROW_BYTES, Hole
+from streambatch.edge.jobs.sections import opened, read_section
+from streambatch.edge.jobs.slicing import Other, unpacked
 from streambatch.edge.joinfiles import Workplace
 from streambatch.edge.jointask import Tally, Task
 from streambatch.edge.openfiles import OpenFiles
 from streambatch.edge.placing import Sink
-from streambatch.edge.resultfiles import next_line
 from streambatch.edge.sources import read_lines
 
 MAX_OPEN = 100_000  # rows without a success and lines that are none: they are held in memory
 MAX_GAP_BYTES = 16 << 20  # of rows that no slice holds
 MAX_ERROR_BYTES = 1 << 20
+MAP_BYTES = 34 << 20  # of one result file: reads at random places cost half of a system call there
 Progress = Callable[[int, int], None]
 
 
@@ -54,6 +54,8 @@ class _FastJoin:
         self._bases = [*accumulate((span.end - span.start for span in task.inputs), initial=0)]
         self._tally = Tally()
         self._jobs = [*self._plan()]
+        self._written: list[tuple[int, int, int]] = []  # first byte of the rows; from and to in OUTPUT
+        self._end = 0
 
     def run(self, on_progress: Progress | None) -> Tally | None:
         if not self._jobs:
@@ -64,49 +66,50 @@ class _FastJoin:
         pieces = self._pieces(made)
         if pieces is None or not self._write_errors(pieces, made):
             return None
-        self._assemble(made)
+        self._assemble()
         return self._tally
 
     # -- slices
 
     def _plan(self) -> Iterator[JoinSlice]:
-        """A file of successes takes its own size in OUTPUT, and lies about where its share of all bytes is."""
-        sizes = [_room(span) for span in self._task.results]
-        total, at = max(1, sum(sizes)), 0
-        for k, (result, room) in enumerate(zip(self._task.results, sizes, strict=True)):
-            guess = self._bases[-1] * (2 * at + room) // (2 * total)
-            yield JoinSlice(
-                inputs=self._task.inputs,
-                names=self._task.names,
-                result=result,
-                guess=max(0, min(guess, self._bases[-1] - 1)),
-                out=self._place.out,
-                at=at,
-                room=room,
-                lock=self._place.err,
-                spill=self._spill(k),
-            )
-            at += room
+        """The rows of a file lie about where its share of all bytes is."""
+        ends = [*accumulate((span.end for span in self._task.results), initial=0)]
+        total = max(1, ends[-1])
+        for k, result in enumerate(self._task.results):
+            guess = self._bases[-1] * (ends[k] + ends[k + 1]) // (2 * total)
+            guess = max(0, min(guess, self._bases[-1] - 1))
+            yield JoinSlice(self._task.inputs, self._task.names, result, guess, self._spill(k))
 
     def _spill(self, number: int) -> str:
         return self._place.path(f"open-{number}")
 
     def _slices(self, on_progress: Progress | None) -> list[SliceJoined] | None:
-        """What the jobs made, or None as soon as one does not fit."""
+        """What the jobs made, or None as soon as one does not fit. The results of each are written as soon as it is known."""
         found: list[SliceJoined] = []
         is_open = 0
-        with closing(self._hands.run(self._jobs)) as answers:
+        with closing(self._hands.run(self._jobs)) as answers, open(self._place.out, "r+b") as out:
             for made in answers:
                 assert isinstance(made, SliceJoined)
                 is_open += made.holes + made.others
                 if not made.fits or is_open > MAX_OPEN:
                     return None
-                if made.torn:
-                    self._tally.torn[self._task.results[len(found)].name] = None
+                self._write(len(found), made, out.fileno())
                 found.append(made)
                 if on_progress is not None:
                     on_progress(len(found), len(self._jobs))
         return found
+
+    def _write(self, number: int, made: SliceJoined, out: int) -> None:
+        """This process writes all slices, one after the other: only one result file is mapped at a time."""
+        result = self._task.results[number]
+        if made.torn:
+            self._tally.torn[result.name] = None
+        if made.done:
+            spans = Spans(*unpacked(read_section(Section(self._spill(number), 2), bytes)))
+            with opened(result.path) as fd:
+                end = gather(out, self._end, [fd], spans, map_bytes=MAP_BYTES)
+            self._written.append((made.start, self._end, end))
+            self._end = end
 
     # -- what lies where
 
@@ -208,30 +211,12 @@ class _FastJoin:
 
     # -- output
 
-    def _assemble(self, made: Sequence[SliceJoined]) -> None:
-        """OUTPUT as it must be: nothing to do but to cut it where each slice is at its place, else copied in order."""
-        order = sorted((s.start, job.at, s.out_bytes) for s, job in zip(made, self._jobs, strict=True) if s.done)
-        ends = [*accumulate((size for _, _, size in order), initial=0)]
-        if [at for _, at, _ in order] == ends[:-1]:
-            os.truncate(self._place.out, ends[-1])
+    def _assemble(self) -> None:
+        """OUTPUT as it must be: nothing to do where the files came in the order of their rows, else copied in that order."""
+        order = sorted(self._written)
+        if order == self._written:
             return
         scattered = self._place.path("scattered")
         os.rename(self._place.out, scattered)
         os.close(os.open(self._place.out, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666))
-        self._place.append(self._place.out, [(scattered, at, at + size) for _, at, size in order])
-
-
-def _room(span: Span) -> int:
-    """What a file of successes takes in OUTPUT: its bytes, and a newline where its last line has none. Nothing for other files."""
-    fd = os.open(span.path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        end = min(next_line(fd, 1, span.end), MAX_ERROR_BYTES)
-        if not end:
-            return 0
-        line = read_span(fd, 0, end)
-        _, row_class = name_result(line) if end < MAX_ERROR_BYTES else name_verdict(read_head(line[:HEAD_BYTES]))
-        if row_class is not RowClass.OK:
-            return 0
-        return span.end + (os.pread(fd, 1, span.end - 1) != b"\n")
-    finally:
-        os.close(fd)
+        self._place.append(self._place.out, [(scattered, at, end) for _, at, end in order])

@@ -15,7 +15,7 @@ from streambatch.edge.placing import pwrite_all
 
 COPY_BYTES = 64 << 10  # from this length on, spans are copied in the kernel
 CHUNK_BYTES = 512 << 10
-MAP_BYTES = 16 << 20  # of a source, mapped at a time: random reads from there cost half of a system call
+MAP_BYTES = 12 << 20  # of a source, mapped at a time: random reads from there cost half of a system call
 SEQUENTIAL = 8  # with so many neighbours together on average, spans are copied by runs
 SAMPLE = 1000
 
@@ -37,7 +37,7 @@ class Spans:
         """The same with neighbours in one file made one."""
         offsets, lengths, sources = array("Q"), array("Q"), array("I")
         end, last = -1, -1
-        for source, offset, length in zip(self._sources(), self.offsets, self.lengths, strict=True):
+        for source, offset, length in self.part(0, len(self.offsets)):
             if offset == end and source == last:
                 lengths[-1] += 1 + length
             else:
@@ -53,8 +53,10 @@ class Spans:
         follow = sum(self.offsets[k - 1] + self.lengths[k - 1] + 1 == self.offsets[k] for k in some)
         return follow * SEQUENTIAL > len(some) * (SEQUENTIAL - 1)
 
-    def _sources(self) -> Sequence[int]:
-        return [0] * len(self.offsets) if self.sources is None else self.sources
+    def part(self, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+        """Some of them: source, offset, length."""
+        sources = [0] * (last - first) if self.sources is None else self.sources[first:last]
+        return zip(sources, self.offsets[first:last], self.lengths[first:last], strict=True)
 
 
 def gather(target: int, at: int, files: Sequence[int], spans: Spans, *, map_bytes: int = MAP_BYTES) -> int:
@@ -75,7 +77,7 @@ def gather(target: int, at: int, files: Sequence[int], spans: Spans, *, map_byte
             else:
                 last = bisect_right(ends, ends[first] + CHUNK_BYTES, first)
                 last = _before_long(spans, first, last) if long else last
-                data = read(spans, first, last)
+                data = _joined(read(spans, first, last), spans, first, last)
                 pwrite_all(target, data, at)
                 at, first = at + len(data), last
     return at
@@ -97,43 +99,40 @@ def _copy_one(target: int, at: int, files: Sequence[int], spans: Spans, which: i
 # -- short spans
 
 
-def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[[Spans, int, int], bytes]:
+def _reader(files: Sequence[int], map_bytes: int, stack: ExitStack) -> Callable[[Spans, int, int], list[bytes]]:
     """How to read a chunk of short spans: from a mapping of the beginning of the largest file, the rest by calls."""
+    pread = os.pread
     if not map_bytes:
-        return lambda spans, first, last: _join([read_span(files[s], o, n) for s, o, n in _picked(spans, first, last)])
+        return lambda spans, first, last: [pread(files[s], n, at) for s, at, n in spans.part(first, last)]
     sizes = [os.fstat(fd).st_size for fd in files]
-    biggest = sizes.index(max(sizes))
-    mapped = min(sizes[biggest], map_bytes)
-    view = stack.enter_context(mmap.mmap(files[biggest], mapped, flags=_MAP_FLAGS, prot=mmap.PROT_READ))
+    big = sizes.index(max(sizes))
+    mapped = min(sizes[big], map_bytes)
+    view = stack.enter_context(mmap.mmap(files[big], mapped, flags=_MAP_FLAGS, prot=mmap.PROT_READ))
 
-    def of_any(source: int, offset: int, length: int) -> bytes:
-        whole = source == biggest and offset + length <= mapped
-        return view[offset : offset + length] if whole else read_span(files[source], offset, length)
+    def read(spans: Spans, first: int, last: int) -> list[bytes]:
+        return [
+            view[at : at + n] if s == big and at + n <= mapped else pread(files[s], n, at)
+            for s, at, n in spans.part(first, last)
+        ]
 
-    def read(spans: Spans, first: int, last: int) -> bytes:
-        if spans.sources is not None:
-            return _join([of_any(*span) for span in _picked(spans, first, last)])
-        fd, pread = files[0], os.pread
+    def read_one(spans: Spans, first: int, last: int) -> list[bytes]:
+        fd = files[0]
         pairs = zip(spans.offsets[first:last], spans.lengths[first:last], strict=True)
-        data = _join([view[at : at + n] if at + n <= mapped else pread(fd, n, at) for at, n in pairs])
-        if len(data) != sum(spans.lengths[first:last]) + last - first:
-            raise OSError("a result file became shorter while it was read")
-        return data
+        return [view[at : at + n] if at + n <= mapped else pread(fd, n, at) for at, n in pairs]
 
-    return read
+    return read if len(files) > 1 else read_one
 
 
 _MAP_FLAGS = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
 
 
-def _picked(spans: Spans, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    sources = [0] * (last - first) if spans.sources is None else spans.sources[first:last]
-    return zip(sources, spans.offsets[first:last], spans.lengths[first:last], strict=True)
-
-
-def _join(lines: list[bytes]) -> bytes:
+def _joined(lines: list[bytes], spans: Spans, first: int, last: int) -> bytes:
+    """The lines, a newline after each. Raises OSError where one is too short."""
     lines.append(b"")
-    return b"\n".join(lines)
+    data = b"\n".join(lines)
+    if len(data) != sum(spans.lengths[first:last]) + last - first:
+        raise OSError("a result file became shorter while it was read")
+    return data
 
 
 def read_span(fd: int, offset: int, length: int) -> bytes:

@@ -10,7 +10,7 @@ from streambatch.edge.crew import Answer, Crew
 from streambatch.edge.jobs import run_job
 
 OPEN_JOBS = 64
-HEAP_BYTES = 24 << 20  # freed at once: from then on malloc keeps what is freed, as in a worker
+HEAP_BYTES = 1 << 20  # freed at once: from then on malloc keeps blocks of less than this when they are freed
 
 
 class Hands(Crew):

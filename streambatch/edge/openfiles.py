@@ -32,6 +32,10 @@ class OpenFiles(Sequence[int]):
             fd = self._open[index] = os.open(self._paths[index], os.O_RDONLY | os.O_CLOEXEC)
         return fd
 
+    def all_or_self(self) -> Sequence[int]:
+        """All at once where they may be open together, which is quicker to look up."""
+        return [*self] if len(self) <= OPEN_FILES else self
+
     def __enter__(self) -> Self:
         return self
 

@@ -100,6 +100,7 @@ class Collector:
             pieces=visit.pieces(segment),
             first_ordinal=segment.first_ordinal,
             lines=segment.lines,
+            rows=row.rows,
             source_hash=row.source_hash,
             parts=tuple(self._part(shard) for shard in parts),
             bad=visit.files.path(name, ".bad") if row.bad or row.skipped else None,

@@ -322,15 +322,13 @@ def test_an_empty_input(tmp_path: Path) -> None:
 def test_slices_hold_names_of_one_file_at_most(tmp_path: Path) -> None:
     """A scattered file is given up before the whole input is searched for it."""
     from streambatch.core.joins import JoinSlice
-    from streambatch.edge.jobs.slicing import MAX_GAP, join_slice
+    from streambatch.edge.jobs.locating import MAX_GAP
+    from streambatch.edge.jobs.slicing import join_slice
 
     names = ids(2 * MAX_GAP + 10)
     (tmp_path / "in").write_bytes(write([request(name) for name in names]))
     (tmp_path / "res").write_bytes(write([encode(success(names[0])), encode(success(names[-1]))]))
     spans = joinfiles.row_spans([str(tmp_path / "in")]), joinfiles.result_spans([str(tmp_path / "res")])
-    spec = JoinSlice(
-        inputs=spans[0], names=RowNames(True), result=spans[1][0], guess=0, out="none", at=0, room=1 << 20, lock="none",
-        spill=str(tmp_path / "spill"),
-    )  # fmt: skip
+    spec = JoinSlice(spans[0], RowNames(True), spans[1][0], 0, str(tmp_path / "spill"))
     assert not join_slice(spec).fits
     assert fastjoin.MAX_GAP_BYTES < 1 << 30

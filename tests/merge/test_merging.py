@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from streambatch.core.jobs import BadRow, Merge, MergedFiles, MergePart, Piece, Settle
 from streambatch.core.merging import OTHERS, REASONS_HELD, Reasons
-from streambatch.core.replies import AnswerReader, with_answer
+from streambatch.core.replies import AnswerColumn, AnswerReader
 from streambatch.core.settling import RECORD, Kind, RowClass
 from streambatch.edge.jobs.merge import merge
 from streambatch.edge.jobs.settle import settle
@@ -353,4 +353,4 @@ def test_half_a_surrogate_pair_is_replaced() -> None:
     ],
 )
 def test_a_row_keeps_its_bytes(row: bytes, expected: bytes) -> None:
-    assert with_answer(row, "a", b"1", None) == expected
+    assert AnswerColumn("a").add(row, b"1", None) == expected

@@ -149,12 +149,17 @@ def test_after_a_limit_it_goes_on_where_it_stopped(
         assert sum(segment.lines for segment in first + rest) == lines
 
 
-@given(FILES, LIMITS, st.integers(1, 40))
+@given(
+    FILES, LIMITS, st.integers(1, 40), st.none() | st.integers(0, 12), st.dictionaries(st.integers(0, 9), st.just(3))
+)
+@example([b"{}\n{}\n{}\n"], ShardLimits(), 9, 3, {})
+@example([b"{}\n{}\n{}\n"], ShardLimits(), 9, None, {0: 3})
 def test_the_guess_of_no_blanks_is_right_where_there_are_none(
-    files: list[bytes], limits: ShardLimits, block: int
+    files: list[bytes], limits: ShardLimits, block: int, limit: int | None, known: dict[int, int]
 ) -> None:
     files = [b"".join(line for line in _lines(text) if _row(line)) for text in files]
-    assert scan(files, SegmentScanner(limits, no_blanks=True), block) == Model(files, limits, {}, None).segments
+    scanner = SegmentScanner(limits, known=known, limit=limit, no_blanks=True)
+    assert scan(files, scanner, block) == Model(files, limits, known, limit).segments
 
 
 @given(FILES, LIMITS, st.integers(1, 40))
@@ -163,8 +168,7 @@ def test_the_guess_of_no_blanks_is_right_up_to_the_first_blank(
 ) -> None:
     guessed, exact = (scan(files, SegmentScanner(limits, no_blanks=guess), block) for guess in (True, False))
     for one, other in zip(guessed, exact, strict=False):
-        text = b"".join(files[s.input][s.start : s.end] for s in one.slices)
-        if any(not _row(line) for line in _lines(text)):
+        if any(not _row(line) for s in one.slices for line in _lines(files[s.input][s.start : s.end])):
             break
         assert one == other
 

@@ -4,7 +4,7 @@ Blocking, bounded memory: a job holds the names and places of one span, or of on
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import accumulate
+from itertools import accumulate, compress
 from zlib import crc32
 
 from streambatch.core.joins import (
@@ -166,7 +166,7 @@ def match_part(spec: MatchPart) -> PartMatched:
         rows = read_section(section, RowPart)
         matched = _matched(matcher, rows)
         chunks.append(matched)
-        done_bytes.append(sum(n + 1 for n, c in zip(matched.lengths, matched.classes, strict=True) if c == 0))
+        done_bytes.append(_done_bytes(matched))
     write_sections(spec.out, chunks)
     return PartMatched(tuple(done_bytes), matcher.duplicate, matcher.unused)
 
@@ -174,5 +174,12 @@ def match_part(spec: MatchPart) -> PartMatched:
 def _matched(matcher: Matcher, part: RowPart) -> MatchedPart:
     hits = matcher.match(part.names)
     columns = matcher.columns(hits)
-    names = [name for name, row_class in zip(part.names, columns[0], strict=True) if row_class]
+    names = [*compress(part.names, columns[0])]
     return MatchedPart(part.rows, *columns, names)
+
+
+def _done_bytes(part: MatchedPart) -> int:
+    """What the successes take, a newline after each."""
+    if any(part.classes):
+        return sum(length + 1 for length, row_class in zip(part.lengths, part.classes, strict=True) if not row_class)
+    return sum(part.lengths) + len(part.lengths)

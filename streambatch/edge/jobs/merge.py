@@ -21,7 +21,7 @@ from streambatch.core.merging import (
     reason_of,
     reason_of_note,
 )
-from streambatch.core.replies import NULL, AnswerReader, object_keys, with_answer
+from streambatch.core.replies import NULL, AnswerColumn, AnswerReader
 from streambatch.core.settling import BAD_ROW, NOTES, OPEN, RECORD, Kind
 from streambatch.edge.gathering import Spans, gather, read_span
 from streambatch.edge.placing import Sink
@@ -29,6 +29,7 @@ from streambatch.edge.sidecars import read_ids, read_origins
 from streambatch.edge.sources import read_lines
 from streambatch.errors import JournalError, SourceError
 
+_END = object()
 MAX_ROW_BYTES = 32 << 20  # of the user's rows that are given back
 MAX_ERROR_BYTES = 1 << 20  # of a service's error line
 
@@ -56,6 +57,7 @@ class _Segment:
         self._bad = _bad_rows(spec)
         self._check()
         self._out, self._err = (self._create(path) for path in (spec.out, spec.err))
+        self._column = AnswerColumn(spec.column)
         self._reasons = Reasons()
         self._errors = 0
 
@@ -149,37 +151,32 @@ class _Segment:
 
     def write_rows(self) -> None:
         """The user's rows with their answers. Raises SourceError where the input is not what was sent."""
-        answers = AnswerReader(self._spec.endpoint)
         source_hash = xxhash.xxh3_128()
+        lines, answers, column = _source_lines(self._spec, source_hash), AnswerReader(self._spec.endpoint), self._column
+        places = zip(RECORD.iter_unpack(self._newest.records), self._newest.parts, strict=True)
         row = 0
-        for line in _source_lines(self._spec, source_hash):
-            if row >= self._spec.lines:
-                raise self._changed()
-            self._write_row(row, line, answers)
+        for ((kind, _, _, file, offset, length), part), line in zip(
+            places, lines, strict=False
+        ):  # places first: no line is lost
+            if kind == Kind.DONE and line is not None:
+                result = read_span(self._file(part, file), offset, length)
+                self._out.add(column.add(line, *answers.read(result)))
+            else:
+                self._write_other(row, kind, line)
             row += 1
-        if row != self._spec.lines or source_hash.hexdigest() != self._spec.source_hash:
+        whole = row == self._spec.lines and next(lines, _END) is _END
+        if not whole or source_hash.hexdigest() != self._spec.source_hash:
             raise self._changed()
 
-    def _write_row(self, row: int, line: bytes | None, answers: AnswerReader) -> None:
-        column, record = self._spec.column, self._newest.record(row)
+    def _write_other(self, row: int, kind: int, line: bytes | None) -> None:
         if row in self._bad:
-            self._write_bad(row, line)
-        elif record.kind == Kind.DONE and line is not None:
-            result = read_span(self._file(self._newest.parts[row], record.file), record.offset, record.length)
-            self._out.add(with_answer(line, column, *answers.read(result)))
-        elif record.kind == Kind.ERROR and line is not None:
-            self._out.add(with_answer(line, column, NULL, self._write_error(row)))
+            reason = self._write_error(row)
+            if line is not None and reason is not None:
+                self._out.add(self._column.add_to_any(line, NULL, reason))
+        elif kind == Kind.ERROR and line is not None:
+            self._out.add(self._column.add(line, NULL, self._write_error(row)))
         elif line is None or not is_blank(line):
             raise self._changed()
-
-    def _write_bad(self, row: int, line: bytes | None) -> None:
-        reason = self._write_error(row)
-        keys = None if line is None or reason is None else object_keys(line)
-        if line is None or keys is None:
-            return
-        taken = {self._spec.column, f"{self._spec.column}_error"} & keys
-        row_out = line.strip(b" \t\r\n") + b"\n" if taken else with_answer(line, self._spec.column, NULL, reason)
-        self._out.add(row_out)
 
     def _changed(self) -> SourceError:
         first, last = _place(self._spec, 0), _place(self._spec, self._spec.lines - 1)

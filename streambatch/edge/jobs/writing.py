@@ -14,7 +14,7 @@ import msgspec
 from streambatch.core.joins import ChunkWritten, Section, Span, WriteChunk
 from streambatch.core.matching import AGAIN
 from streambatch.core.merging import Ended, Reasons, ended_line
-from streambatch.core.replies import NULL, AnswerReader, object_keys, with_answer
+from streambatch.core.replies import NULL, AnswerColumn, AnswerReader
 from streambatch.core.settling import RowClass
 from streambatch.edge.gathering import Spans, gather, read_span
 from streambatch.edge.jobs.sections import BadLine, MatchedPart, read_section
@@ -76,21 +76,20 @@ class _Chunk:
             array("Q", compress(self._lengths, done)),
             array("I", compress(self._sources, done)),
         )
-        self._out.end = gather(self._out.fd, self._out.end, self._files, spans, map_bytes=0)
+        self._out.end = gather(self._out.fd, self._out.end, self._files.all_or_self(), spans, map_bytes=0)
         for row in sorted(self._names.keys() | self._bad.keys()):
             self._write_error(row)
 
     def write_rows(self) -> None:
-        """The user's rows with their answers."""
-        answers, column = AnswerReader(self._spec.form.endpoint), self._spec.form.column
+        """The user's rows with their answers; a row that has such a field already is passed on as it is."""
+        answers, column = AnswerReader(self._spec.form.endpoint), AnswerColumn(self._spec.form.column)
         for row, line in enumerate(_source_lines(self._spec.span)):
             if self._classes[row] == RowClass.OK and line is not None:
                 result = read_span(self._files[self._sources[row]], self._offsets[row], self._lengths[row])
-                self._out.add(_answered(line, column, *answers.read(result)))
+                self._out.add(column.add_to_any(line, *answers.read(result)))
             elif row in self._names or row in self._bad:
                 reason = self._write_error(row)
-                if line is not None and object_keys(line) is not None:
-                    self._out.add(_answered(line, column, NULL, reason))
+                self._out.add(b"" if line is None else column.add_to_any(line, NULL, reason))
 
     def _write_error(self, row: int) -> str:
         spec = self._spec
@@ -128,14 +127,6 @@ class _Chunk:
 
 
 _IS_DONE = bytes((1,)) + bytes(255)
-
-
-def _answered(line: bytes, column: str, answer: bytes, error: str | None) -> bytes:
-    """The row with its answer; a row that has such a field already is passed on as it is."""
-    keys = object_keys(line) if column.encode() in line else None
-    if keys is not None and not keys.isdisjoint((column, f"{column}_error")):
-        return line.strip(b" \t\r\n") + b"\n"
-    return with_answer(line, column, answer, error)
 
 
 def _bad_lines(section: Section) -> list[BadLine]:

@@ -167,11 +167,11 @@ class Scan:
         known: Mapping[int, int] | None = None,
         limit: int | None = None,
         no_blanks: bool = False,
-        block_bytes: int = BLOCK_BYTES,
+        block_bytes: int | None = None,
     ) -> None:
         self._inputs = inputs
         self._point = CutPoint() if point is None else point
-        self._block_bytes = block_bytes
+        self._block_bytes = BLOCK_BYTES if block_bytes is None else block_bytes
         self._scanner = SegmentScanner(limits, self._point, known, limit, no_blanks=no_blanks)
         self._segments = self._scan()
 
@@ -241,7 +241,7 @@ def scan(
     known: Mapping[int, int] | None = None,
     limit: int | None = None,
     rows_before: int = 0,
-    block_bytes: int = BLOCK_BYTES,
+    block_bytes: int | None = None,
 ) -> Scan:
     """The segments after `after` (None: all); `rows_before` counts the rows up to its end."""
     point = None if after is None else point_after(after, rows_before)

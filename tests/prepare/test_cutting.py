@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from streambatch.core.models import ShardLimits
 from streambatch.core.shaping import Asked
-from streambatch.edge import cutting
+from streambatch.edge import cutting, sources
 from streambatch.edge.cutting import CutReport, cut
 from streambatch.errors import ConfigError, SourceError, StorageError
 from tests.prepare.rig import contents, request, write
@@ -85,14 +85,27 @@ def test_any_number_of_workers_makes_the_same(texts: list[bytes], rows: int) -> 
     assert results[0] == results[1] == results[2]
 
 
+@pytest.mark.parametrize("block", [150, 1 << 20])
 @pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.process)])
-def test_blank_lines_do_not_change_where_it_cuts(tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blank_lines_do_not_change_where_it_cuts(
+    tmp_path: Path, workers: int, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cutting, "SMALL_BYTES", 0)
+    monkeypatch.setattr(sources, "BLOCK_BYTES", block)  # in a small one only newlines are counted
     lines = [request(f"r{i}") for i in range(40)]
-    text = BOM + b"".join(lines[:10]) + b"\n\n \n" + b"".join(lines[10:13]) + b"\n" + b"".join(lines[13:])
-    report, made = run([text], tmp_path, limits=ShardLimits(max_requests=4), workers=workers)
-    assert shards(tmp_path / "out") == [b"".join(lines[i : i + 4]) for i in range(0, 40, 4)]
-    assert (report.rows, report.shards, len(made)) == (40, 10, 10)
+    text = (
+        BOM
+        + b"".join(lines[:4])
+        + b"\n"
+        + b"".join(lines[4:10])
+        + b"\n\n \n"
+        + b"".join(lines[10:13])
+        + b"\n"
+        + b"".join(lines[13:])
+    )
+    report, made = run([text], tmp_path, limits=ShardLimits(max_requests=10), workers=workers)
+    assert shards(tmp_path / "out") == [b"".join(lines[i : i + 10]) for i in range(0, 40, 10)]
+    assert (report.rows, report.shards, len(made)) == (40, 4, 4)
 
 
 def test_bad_rows_are_listed_with_their_places(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import msgspec
 
 from streambatch.core.bodies import MESSAGES, BodyWriter, messages_of
 from streambatch.core.models import Shaping
-from streambatch.core.rows import BadLineError, Request, Unfit, check_utf8, json_fault, shown
+from streambatch.core.rows import BadLineError, Request, Unfit, added_fields, check_utf8, json_fault, shown
 from streambatch.errors import ConfigError
 
 FUEL = 1_000_000  # instructions per template and row
@@ -83,9 +83,9 @@ class PlainRows:
         return Request(custom_id, self._model, request, len(body))
 
     def _shape_body(self, row: dict[str, Any]) -> bytes:
-        column = self._shaping.column
-        if column is not None and column in row:
-            raise BadLineError(f"has a field {shown(column)} already: choose another --column")
+        for name in added_fields(self._shaping.column):
+            if name in row:
+                raise BadLineError(f"has a field {shown(name)} already: choose another --column")
         values = self._values(row)
         system = None if self._system is None else self._system.render(values)
         if self._prompt is None:
@@ -122,7 +122,7 @@ class _FieldReader:
 
     def __init__(self, used: tuple[str, ...], shaping: Shaping, *, passed: bool) -> None:
         names: dict[str, Any] = dict.fromkeys(used, Any)
-        names.update((n, Any) for n in (shaping.id_field, shaping.column) if n is not None)
+        names.update((n, Any) for n in (shaping.id_field, *added_fields(shaping.column)) if n is not None)
         if passed:
             names.setdefault(MESSAGES, msgspec.Raw)
         self._names = tuple(names)

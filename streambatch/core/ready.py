@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from streambatch.core.rows import BadLineError, Request, Unfit, check_utf8, json_fault, shown
+from streambatch.core.rows import BadLineError, Request, Unfit, added_fields, check_utf8, json_fault, shown
 
 FIELDS = ("custom_id", "method", "url", "body")
 METHOD = "POST"
@@ -31,8 +31,8 @@ class ReadyRows:
 
     def __init__(self, endpoint: str, column: str | None) -> None:
         self._endpoint = endpoint
-        names = FIELDS if column is None else (*FIELDS, column)
-        self._column = column
+        self._added = added_fields(column)
+        names = (*FIELDS, *self._added)
         fields = [(f"f{i}", msgspec.Raw, _ABSENT) for i in range(len(names))]
         rename = {f"f{i}": name for i, name in enumerate(names)}
         self._decode = msgspec.json.Decoder(msgspec.defstruct("Line", fields, rename=rename, gc=False)).decode
@@ -66,8 +66,9 @@ class ReadyRows:
             raise BadLineError(f"url is {shown(url)}, but this run's endpoint is {self._endpoint}")
         if not raw[3].startswith(b"{"):
             raise BadLineError("body is no object" if raw[3] else "no body")
-        if self._column is not None and raw[4]:
-            raise BadLineError(f"has a field {shown(self._column)} already: choose another --column")
+        for name, value in zip(self._added, raw[len(FIELDS) :], strict=True):
+            if value:
+                raise BadLineError(f"has a field {shown(name)} already: choose another --column")
         model = _string(bytes(_body.decode(raw[3]).model), "model in the body")
         if not model:
             raise BadLineError("model in the body is empty")
@@ -85,8 +86,8 @@ class ReadyBlocks:
             ("url", Literal[endpoint]),
             ("body", body),
         ]
-        if column is not None:  # a field that is there fails: nothing has this type
-            fields.append((column, msgspec.UnsetType, msgspec.UNSET))
+        for name in added_fields(column):  # a field that is there fails: nothing has this type
+            fields.append((name, msgspec.UnsetType, msgspec.UNSET))
         line: Any = msgspec.defstruct("Line", fields, gc=False)
         self._decode = msgspec.json.Decoder(line).decode
 

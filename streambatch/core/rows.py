@@ -64,6 +64,11 @@ def shown(text: str) -> str:
     return repr(cut)
 
 
+def added_fields(column: str | None) -> tuple[str, ...]:
+    """The fields that a row of the output has more than the user's: a row that has one already is a bad row."""
+    return () if column is None else (column, f"{column}_error")
+
+
 def why_stop(first_bad: BadRow, leading_bad: int, *, stop: bool) -> str | None:
     """Whether bad rows end the job, and the sentence for it. `leading_bad`: so many of the first rows, before a good one."""
     where = f"{first_bad.file}, line {first_bad.line}: {first_bad.reason}"

@@ -12,6 +12,7 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 from streambatch.core import events as e
 from streambatch.core import jobs, tags
 from streambatch.core.models import Segment, Shard, ShardState
+from streambatch.core.rows import why_stop
 from streambatch.edge import sources
 from streambatch.edge.journal import SegmentRow, Store
 from streambatch.engine.adoption import Adoption
@@ -19,7 +20,6 @@ from streambatch.engine.context import Visit
 from streambatch.errors import JournalError, SourceError
 
 WAITING = (ShardState.SEALED, ShardState.UPLOADED)
-LEADING_BAD_ROWS = 100  # a run whose first rows are all bad is stopped: the settings are wrong, not the rows
 
 
 class Slot:
@@ -125,7 +125,7 @@ class Maker:
 
     async def _seal(self, segment: Segment, made: jobs.Prepared) -> None:
         visit = self._visit
-        self._check_bad_rows(segment, made)
+        await self._check_bad_rows(made)
         shards = tuple(self._shard(segment, file) for file in made.shards)
         endings = (".jsonl", ".ids")
         names = [f"{file.stem}{ending}" for file in made.shards for ending in endings]
@@ -158,21 +158,16 @@ class Maker:
             hash=file.hash,
         )
 
-    def _check_bad_rows(self, segment: Segment, made: jobs.Prepared) -> None:
+    async def _check_bad_rows(self, made: jobs.Prepared) -> None:
         bad = made.first_bad
         if bad is None:
             return
-        where = f"{bad.file}, line {bad.line}"
-        if self._visit.config.on_bad_row == "stop":
-            raise SourceError(
-                f"{where}: {bad.reason}; mend the row, or use --on-bad-row skip.", path=bad.file, line=bad.line
-            )
-        if segment.index == 0 and made.leading_bad >= LEADING_BAD_ROWS:
-            raise SourceError(
-                f"The first {made.leading_bad} rows are all bad ({where}: {bad.reason}); change the input or the settings.",
-                path=bad.file,
-                line=bad.line,
-            )
+        totals = await self._visit.journal.read(Store.totals)
+        before = totals.get("bad", 0)
+        leading = before + made.leading_bad if before == totals.get("rows", 0) else 0
+        why = why_stop(bad, leading, stop=self._visit.config.on_bad_row == "stop")
+        if why is not None:
+            raise SourceError(why, path=bad.file, line=bad.line)
 
     async def _exhausted(self) -> None:
         visit = self._visit

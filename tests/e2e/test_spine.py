@@ -207,3 +207,23 @@ async def test_on_bad_row_stop_names_file_and_line(tmp_path: Path, server: Any) 
         await rig.run(config)
     source.write_bytes(rig.request_line(0) + rig.request_line(1))
     assert (await rig.run(config)).done == 2
+
+
+@pytest.mark.parametrize("taken", ["answer", "answer_error"])
+async def test_a_row_that_has_an_output_field_already_is_a_bad_row(tmp_path: Path, server: Any, taken: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"q": "a"}\n{"q": "b", "%b": "old"}\n' % taken.encode())
+    asked = Asked(model="gpt-4o-mini", prompt="{{ q }}")
+    config = rig.config(tmp_path, [source], server.url, server.api_key, asked=asked)
+    summary = await rig.run(config)
+    assert (summary.done, summary.failed) == (1, 1)
+    assert rig.read_lines(config.output)[1] == b'{"q": "b", "%b": "old"}' % taken.encode()
+    assert taken in rig.errors(config)[0]["reason"]
+
+
+async def test_leading_bad_rows_are_counted_over_small_segments(tmp_path: Path, server: Any) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"custom_id": 1, "url": "/v1/chat/completions", "body": {}}\n' * 150)
+    config = rig.config(tmp_path, [source], server.url, server.api_key, limits=ShardLimits(max_requests=30))
+    with pytest.raises(SourceError, match="first 120 rows are all bad"):
+        await rig.run(config)

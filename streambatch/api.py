@@ -251,7 +251,7 @@ async def cancel(
     if summary is None:
         config = resume(started, opened, folder, parse_all(options), os.environ, service)
         summary = await run_engine(config, connect, on_event, mode=Mode.CANCEL)
-    return msgspec.structs.replace(summary, exit_code=0) if summary.state == "cancelled" else summary
+    return msgspec.structs.replace(summary, exit_code=0) if summary.state in ("cancelled", "finished") else summary
 
 
 async def _asked(folder: str, opened: Opened) -> Summary | None:

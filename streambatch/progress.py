@@ -4,6 +4,7 @@ Listens to the engine's notices and writes to a text stream; decides nothing, an
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -241,7 +242,10 @@ def next_text(summary: Summary) -> str:
 def closing_sentence(summary: Summary, *, local: bool = False) -> str:
     """What happened, what still runs and costs, and the command that goes on: one sentence."""
     parts = [one_line(summary.message).rstrip(".")]
-    if summary.in_flight or summary.state != "error":
+    known = summary.run_id or not os.path.isfile(os.path.join(summary.run_dir, "journal.sqlite"))
+    if summary.in_flight or (
+        summary.state != "error" and known
+    ):  # a journal that can't be read says nothing of batches
         parts.append(running_words(summary.in_flight, local=local))
     if summary.next_command is not None:
         parts.append(f"to go on: {summary.next_command}")

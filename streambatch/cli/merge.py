@@ -37,4 +37,6 @@ def merge(input_path: str | None = None, results: tuple[str, ...] = (), **values
         (report.nameless, "without a custom_id"),
     ):
         words += f"; {count:,} results {what}" if count else ""
+    if report.torn:
+        words += f"; cut short inside of a line: {', '.join(report.torn)}"
     offline.done(words, report, configure.allowance(values).exceeded(report.errors, report.rows), values)

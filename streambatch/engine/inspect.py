@@ -53,8 +53,8 @@ def _eta(totals: dict[str, int], size: int, elapsed_s: float) -> float | None:
     read, rows = totals.get("bytes_read", 0), totals.get("rows", 0)
     if not ended or not read or elapsed_s <= 0:
         return None
-    expected = rows * max(1.0, size / read)
-    return max(0.0, (expected - ended) * elapsed_s / ended)
+    to_come = rows * max(1.0, size / read) - ended
+    return to_come * elapsed_s / ended if to_come > 0 else None
 
 
 def reasons(store: Store, most: int = 20) -> tuple[Reason, ...]:

@@ -83,6 +83,7 @@ class ThreadedServer:
 
 def serve(settings: Settings, script: Script, ready_file: Path | None, say: Callable[[str], None]) -> None:
     """Run until SIGINT or SIGTERM; `say` gets the base URL once connections are accepted."""
+    log.addHandler(logging.StreamHandler())
     asyncio.run(_serve(settings, script, ready_file, say))
 
 

@@ -30,6 +30,8 @@ async def run(
     files = RunFiles(config.run_dir)
     if config.if_exists == "skip" and not files.journal.exists() and os.path.exists(config.output):
         return _skipped(config)
+    if not files.journal.exists():
+        await house.blocking(opening.check_first, config)
     opening.prepare_folder(config, files)
     lock = RunLock(files)
     lock.acquire()

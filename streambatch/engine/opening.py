@@ -39,6 +39,11 @@ def settings_of(config: Config, inputs: Sequence[InputFile]) -> Settings:
     )
 
 
+def check_first(config: Config) -> None:
+    """What a new run refuses is refused before it leaves a folder behind. Raises ConfigError, SourceError."""
+    settings_of(config, sources.discover(config.inputs))
+
+
 def new_run_id() -> str:
     return f"sb{secrets.token_hex(6)}"
 

@@ -227,3 +227,15 @@ async def test_leading_bad_rows_are_counted_over_small_segments(tmp_path: Path, 
     config = rig.config(tmp_path, [source], server.url, server.api_key, limits=ShardLimits(max_requests=30))
     with pytest.raises(SourceError, match="first 120 rows are all bad"):
         await rig.run(config)
+
+
+async def test_a_run_that_is_refused_at_once_leaves_nothing_behind(tmp_path: Path, server: Any) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_bytes(b'{"q": "a"}\n')
+    config = rig.config(tmp_path, [source], server.url, server.api_key, asked=Asked(model="m", prompt="{{ q "))
+    with pytest.raises(ConfigError):
+        await rig.run(config)
+    missing = rig.config(tmp_path, [tmp_path / "gone.jsonl"], server.url, server.api_key, output=tmp_path / "b.jsonl")
+    with pytest.raises(SourceError, match=r"gone\.jsonl"):
+        await rig.run(missing)
+    assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]

@@ -28,7 +28,7 @@ def configure(
 ) -> Config:
     """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError."""
     output = _output(values, inputs)
-    _check_folder(values.get("summary_file"), "summary file")
+    check_summary_file(values)
     local = values.get("local", False)
     as_given = {name: values[name] for name in _AS_GIVEN if name in values}
     return Config(
@@ -186,6 +186,11 @@ def _output(values: Values, inputs: Sequence[str]) -> str:
     if any(os.path.realpath(path) == os.path.realpath(name) for name in inputs):
         raise ConfigError(f"The output {given} is also an input; name another file.")
     return path
+
+
+def check_summary_file(values: Values) -> None:
+    """Refuse at once what could not be written at the end. Raises ConfigError."""
+    _check_folder(values.get("summary_file"), "summary file")
 
 
 def _check_folder(path: str | None, what: str) -> None:

@@ -6,11 +6,13 @@ Reads what the run's journal says, if there is one; shared by the library and th
 import contextlib
 import os
 
+import msgspec
+
 from streambatch.core.models import Usage
 from streambatch.core.report import Summary
 from streambatch.edge.journal import read_only
 from streambatch.engine import inspect
-from streambatch.errors import ConfigError, Paused, SourceError, StreambatchError
+from streambatch.errors import ConfigError, JournalError, Paused, SourceError, StreambatchError
 
 
 def of_error(error: StreambatchError, output: str, run_dir: str, command: str | None) -> Summary:
@@ -23,7 +25,11 @@ def of_error(error: StreambatchError, output: str, run_dir: str, command: str | 
         else "stopped"
     )
     goes_on = None if isinstance(error, ConfigError) else command  # after a ConfigError another command is needed
-    return as_far_as_known(state, error.exit_code, str(error), output, run_dir, goes_on)
+    summary = as_far_as_known(state, error.exit_code, str(error), output, run_dir, goes_on)
+    lost = (
+        isinstance(error, JournalError) and not summary.run_id
+    )  # the error says what to do: the same command can't go on
+    return msgspec.structs.replace(summary, next_command=None) if lost else summary
 
 
 def as_far_as_known(state: str, code: int, message: str, output: str, run_dir: str, command: str | None) -> Summary:

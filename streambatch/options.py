@@ -60,7 +60,7 @@ _REPORT = "run shard merge"
 _SHOWN = "run cancel shard merge"
 
 OPTIONS: tuple[Option, ...] = (
-    Option("output", Kind.PATH, "Where the answers go; - is stdout.", "required", _REPORT, short="-o"),
+    Option("output", Kind.PATH, "Where the answers go; - is stdout, for run.", "required", _REPORT, short="-o"),
     Option("job", Kind.PATH, "A TOML file with any of these names as keys.", on="run preview shard merge"),
     # -- the run
     Option("run_dir", Kind.PATH, "Where the run's state lives.", "OUTPUT.run"),

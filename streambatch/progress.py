@@ -5,6 +5,7 @@ Listens to the engine's notices and writes to a text stream; decides nothing, an
 
 import json
 import os
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, TextIO
 import msgspec
 
 from streambatch.core import events as e
+from streambatch.core.models import ShardState
 from streambatch.core.report import Progress, Reason, Status, Summary
 from streambatch.core.wording import one_line
 
@@ -87,7 +89,7 @@ class Lines(AbstractContextManager["Lines"]):
 
 
 class Live(AbstractContextManager["Live"]):
-    """One calm display on a terminal, redrawn at most four times a second, and left standing at the end."""
+    """One calm display on a terminal, redrawn at most four times a second; at its end it makes room for the summary."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -97,7 +99,9 @@ class Live(AbstractContextManager["Live"]):
         self._last: Progress | None = None
         self._heard = time.monotonic()
         console = Console(file=stream, highlight=False)
-        self._display = Display(console=console, get_renderable=self._table, refresh_per_second=REFRESHES_PER_S)
+        self._display = Display(
+            console=console, get_renderable=self._table, refresh_per_second=REFRESHES_PER_S, transient=True
+        )
 
     def __enter__(self) -> "Live":
         self._display.start()
@@ -169,7 +173,8 @@ def _share(look: Progress) -> str:
 
 
 def _batches(look: Progress) -> str:
-    states = ", ".join(f"{count:,} {name}" for name, count in look.shards.items() if count)
+    counts = [(look.shards.get(state.value, 0), state.value) for state in ShardState]  # in the order of a shard's life
+    states = ", ".join(f"{count:,} {name}" for count, name in counts if count)
     return f"{look.in_flight:,} in flight of {look.batches:,}" + (f" ({states})" if states else "")
 
 
@@ -179,7 +184,9 @@ def _waiting(look: Progress) -> str:
 
 def _times(look: Progress, since_s: float) -> str:
     elapsed = duration(look.elapsed_s + since_s)
-    return elapsed if look.eta_s is None else f"{elapsed}, about {duration(max(0.0, look.eta_s - since_s))} to go"
+    if look.eta_s is None or look.phase != "running":
+        return elapsed
+    return f"{elapsed}, about {duration(max(0.0, look.eta_s - since_s))} to go"
 
 
 def duration(seconds: float) -> str:
@@ -195,7 +202,8 @@ def duration(seconds: float) -> str:
 
 
 def summary_text(summary: Summary) -> str:
-    """The summary that a person reads, some lines without an end."""
+    """The summary that a person reads, some lines without an end. What a closing sentence will say is left to it."""
+    head = [one_line(summary.message)] if summary.exit_code == 0 else []
     lines = [
         ("rows", f"{summary.rows:,} in, {summary.done:,} done, {summary.failed:,} failed{_rest(summary)}"),
         *(("", f"{reason.rows:>9,}  {reason_text(reason)}") for reason in summary.reasons[:SHOWN_REASONS]),
@@ -209,7 +217,7 @@ def summary_text(summary: Summary) -> str:
         ("errors", summary.errors if summary.errors is not None and summary.failed else ""),
         ("next", next_text(summary)),
     ]
-    return "\n".join(f"  {name:<8} {text}" for name, text in lines if text)
+    return "\n".join([*head, *(f"  {name:<8} {text}" for name, text in lines if text)])
 
 
 def _rest(summary: Summary) -> str:
@@ -233,23 +241,26 @@ def reason_text(reason: Reason) -> str:
 
 
 def next_text(summary: Summary) -> str:
-    """What to type next."""
+    """What to type next, where no closing sentence says it."""
     if summary.next_command is not None:
-        return summary.next_command
-    return f"head -n 3 {summary.output}" if summary.state == "finished" and summary.output != "-" else ""
+        return summary.next_command if summary.exit_code == 0 else ""
+    return f"head -n 3 {shlex.quote(summary.output)}" if summary.state == "finished" and summary.output != "-" else ""
 
 
 def closing_sentence(summary: Summary, *, local: bool = False) -> str:
     """What happened, what still runs and costs, and the command that goes on: one sentence."""
-    parts = [one_line(summary.message).rstrip(".")]
-    known = summary.run_id or not os.path.isfile(os.path.join(summary.run_dir, "journal.sqlite"))
-    if summary.in_flight or (
-        summary.state != "error" and known
-    ):  # a journal that can't be read says nothing of batches
-        parts.append(running_words(summary.in_flight, local=local))
+    parts = [one_line(summary.message).rstrip("."), _running(summary, local)]
     if summary.next_command is not None:
         parts.append(f"to go on: {summary.next_command}")
     return "; ".join(part for part in parts if part)
+
+
+def _running(summary: Summary, local: bool) -> str:
+    """What still runs, as far as it is known and of use here."""
+    if summary.state == "error":  # another process may have the run, and an embedded server with it
+        return running_words(summary.in_flight, local=False) if summary.in_flight and not local else ""
+    unread = not summary.run_id and os.path.isfile(os.path.join(summary.run_dir, "journal.sqlite"))
+    return "" if unread else running_words(summary.in_flight, local=local)
 
 
 def running_words(in_flight: int, *, local: bool) -> str:

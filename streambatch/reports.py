@@ -6,6 +6,8 @@ from typing import Any
 
 import msgspec
 
+from streambatch.errors import StorageError
+
 
 def document(report: object) -> bytes:
     """A report as one JSON document with a final newline."""
@@ -19,5 +21,15 @@ def tell(report: object, values: Mapping[str, Any]) -> None:
 
         write_atomic(values["summary_file"], document(report))
     if values.get("json"):
-        sys.stdout.buffer.write(document(report))
+        put_out(document(report))
+
+
+def put_out(data: bytes) -> None:
+    """Bytes to stdout. Raises StorageError; a reader that left is a BrokenPipeError, and no one's fault."""
+    try:
+        sys.stdout.buffer.write(data)
         sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise StorageError(f"Writing to stdout failed: {error.strerror}; mend that, then run it again.") from error

@@ -13,9 +13,11 @@ def cancel(run: str, **values: Any) -> None:
     """Cancel what is in flight for RUN and keep what it finished; RUN is a run directory or an OUTPUT. The run stays resumable."""
     from streambatch import api
     from streambatch.cli import visit
+    from streambatch.configure import check_summary_file
     from streambatch.edge.service import LOCAL
     from streambatch.engine import inspect
 
+    check_summary_file(values)
     folder = inspect.find_run_dir(run)
     started, opened = inspect.started(folder)
     reached = {name: value for name, value in values.items() if name in api.ServiceOptions.__annotations__}

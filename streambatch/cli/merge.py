@@ -19,6 +19,7 @@ def merge(input_path: str | None = None, results: tuple[str, ...] = (), **values
 
     if input_path is None or not results or "output" not in values:
         raise click.UsageError("Name an INPUT, at least one RESULT, and where the answers go with -o OUTPUT.")
+    offline.check(values, "file")
     named = {"id_field": "id", "emit": "emit", "column": "column", "endpoint": "endpoint", "if_exists": "if_exists"}
     given = {parameter: values[name] for parameter, name in named.items() if name in values}
     try:
@@ -26,17 +27,17 @@ def merge(input_path: str | None = None, results: tuple[str, ...] = (), **values
     except StreambatchError as error:
         offline.failed(error, values)
         raise
-    words = f"{report.done:,} of {report.rows:,} rows in {values['output']}"
+    words = f"{report.done:,} of {offline.counted(report.rows, 'row', 'rows')} in {values['output']}"
     if report.existed:
         words = f"{values['output']} exists already; left as it is"
     if report.errors:
         words += f"; {report.errors:,} without an answer in {report.errors_path}"
     for count, what in (
         (report.unknown, "of no row"),
-        (report.duplicate, "double"),
+        (report.duplicate, "more than once"),
         (report.nameless, "without a custom_id"),
     ):
-        words += f"; {count:,} results {what}" if count else ""
+        words += f"; {offline.counted(count, 'result', 'results')} {what}" if count else ""
     if report.torn:
         words += f"; cut short inside of a line: {', '.join(report.torn)}"
     offline.done(words, report, configure.allowance(values).exceeded(report.errors, report.rows), values)

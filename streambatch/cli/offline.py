@@ -3,14 +3,28 @@
 from collections.abc import Mapping
 from typing import Any
 
+import click
 import msgspec
 
 from streambatch.cli import ending
+from streambatch.configure import check_summary_file
 from streambatch.errors import StreambatchError
 from streambatch.reports import tell
 
 SCHEMA_VERSION = 1
 TOO_MANY = 6
+
+
+def check(values: Mapping[str, Any], kind: str) -> None:
+    """What both refuse before they begin. Raises UsageError, ConfigError."""
+    if values["output"] == "-":
+        raise click.UsageError(f"Only run writes to stdout; name a {kind} with -o.")
+    check_summary_file(values)
+
+
+def counted(count: int, one: str, many: str) -> str:
+    """`1 row`, `1,000 rows`."""
+    return f"{count:,} {one if count == 1 else many}"
 
 
 def failed(error: StreambatchError, values: Mapping[str, Any]) -> None:

@@ -1,7 +1,5 @@
 """`streambatch peek`: answers that are here before the run is done."""
 
-import sys
-
 import click
 
 
@@ -9,9 +7,12 @@ import click
 @click.argument("run")
 @click.option("-n", "count", type=click.IntRange(1), default=5, show_default=True, help="How many.")
 def peek(run: str, count: int) -> None:
-    """The first answers of RUN that are already here, as the service's result lines; RUN is a run directory or an OUTPUT."""
+    """The first answers of RUN that are here: merged ones, else as the service sent them. RUN is a run directory or an OUTPUT."""
+    from streambatch import reports
+    from streambatch.cli.ending import say
     from streambatch.engine import inspect
 
-    for line in inspect.peek(run, count):
-        sys.stdout.buffer.write(line.rstrip(b"\n") + b"\n")
-    sys.stdout.buffer.flush()
+    lines = inspect.peek(run, count)
+    if not lines:
+        say("No answers are here yet.")
+    reports.put_out(b"".join(line.rstrip(b"\n") + b"\n" for line in lines))

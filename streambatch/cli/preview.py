@@ -1,6 +1,5 @@
 """`streambatch preview`: the first requests on stdout, nothing sent."""
 
-import sys
 from typing import Any
 
 import click
@@ -13,7 +12,7 @@ from streambatch.cli.flags import takes
 @click.option("-n", "n", type=click.IntRange(1), default=3, show_default=True, help="How many.")
 def preview(inputs: tuple[str, ...], n: int, **values: Any) -> None:
     """The first requests of INPUT exactly as they would be sent, one a line. Sends nothing."""
-    from streambatch import previewing
+    from streambatch import previewing, reports
     from streambatch.cli.ending import say
     from streambatch.configure import asked, limits, profile
 
@@ -21,5 +20,6 @@ def preview(inputs: tuple[str, ...], n: int, **values: Any) -> None:
     seen = previewing.preview(inputs, asked(values), limits(values), n)
     for words in seen.unfit:
         say(f"Not sent: {words}.")
-    sys.stdout.buffer.write(b"".join(seen.requests))
-    sys.stdout.buffer.flush()
+    if not seen.requests and not seen.unfit:
+        say("There are no rows in the input.")
+    reports.put_out(b"".join(seen.requests))

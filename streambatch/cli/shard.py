@@ -18,6 +18,7 @@ def shard(inputs: tuple[str, ...] = (), **values: Any) -> None:
 
     if not inputs or "output" not in values:
         raise click.UsageError("Name at least one INPUT, and where the shards go with -o DIR.")
+    offline.check(values, "folder")
     configure.profile(values)
     try:
         report = cut(
@@ -32,9 +33,10 @@ def shard(inputs: tuple[str, ...] = (), **values: Any) -> None:
     except StreambatchError as error:
         offline.failed(error, values)
         raise
-    words = f"{report.good:,} rows in {report.shards:,} shards in {values['output']}"
+    rows, shards = offline.counted(report.good, "row", "rows"), offline.counted(report.shards, "shard", "shards")
+    words = f"{rows} in {shards} in {values['output']}"
     if report.existed:
         words = f"{values['output']} holds shards already; left as it is"
     if report.bad:
-        words += f"; {report.bad:,} bad rows in {report.errors}"
+        words += f"; {offline.counted(report.bad, 'bad row', 'bad rows')} in {report.errors}"
     offline.done(words, report, configure.allowance(values).exceeded(report.bad, report.rows), values)

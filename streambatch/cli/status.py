@@ -1,7 +1,6 @@
 """`streambatch status`: where a run stands, read from its directory while an engine may be writing there."""
 
 import sys
-from typing import Any
 
 import anyio
 import click
@@ -26,15 +25,26 @@ def status(run: str, as_json: bool, watch: bool) -> None:
 async def _watch(run: str, as_json: bool) -> None:
     from streambatch import api
 
+    if not as_json and sys.stdout.isatty():
+        await _watch_in_place(run)
+        return
     async for look in api.watch(run):
-        _show(look, as_json, redraw=sys.stdout.isatty())
+        _show(look, as_json)
 
 
-def _show(look: Status, as_json: bool, redraw: bool = False) -> None:
+async def _watch_in_place(run: str) -> None:
+    """One look over the other; the last one is left standing."""
+    from rich.live import Live
+    from rich.text import Text
+
+    from streambatch import api, progress
+
+    with Live(auto_refresh=False) as display:
+        async for look in api.watch(run):
+            display.update(Text(progress.status_text(look)), refresh=True)
+
+
+def _show(look: Status, as_json: bool) -> None:
     from streambatch import progress, reports
 
-    if as_json:
-        text: Any = reports.document(look).decode()
-    else:
-        text = ("\x1b[H\x1b[2J" if redraw else "") + progress.status_text(look) + "\n"
-    click.echo(text, nl=False)
+    reports.put_out(reports.document(look) if as_json else f"{progress.status_text(look)}\n".encode())

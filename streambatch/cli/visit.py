@@ -68,8 +68,9 @@ def _summary(place: Place, end: Ended) -> Summary:
 
 
 def report(summary: Summary, values: dict[str, Any], *, local: bool) -> NoReturn:
-    """The summary, where it was asked for, and the process's end."""
-    if summary.run_id and not values.get("quiet") and values.get("log_format") != "json":
+    """The summary, where it was asked for, and the process's end. What was refused has no figures of its own to show."""
+    refused = summary.state == "error" and summary.next_command is None
+    if summary.run_id and not refused and not values.get("quiet") and values.get("log_format") != "json":
         progress.put(sys.stderr, progress.summary_text(summary))
     tell(summary, values)
     ending.leave(summary.exit_code, progress.closing_sentence(summary, local=local) if summary.exit_code else "")

@@ -163,5 +163,5 @@ class Collector:
             or sum(states.get(s.value, 0) for s in (ShardState.FINISHED, *COLLECTING))
         ):
             return False
-        visit.end("in_flight", f"{flying} batches are in flight at the service.", 5)
+        visit.end("in_flight", f"{flying} {'batch is' if flying == 1 else 'batches are'} in flight.", 5)
         return True

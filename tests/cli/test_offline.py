@@ -58,7 +58,7 @@ def test_shard_reports_bad_rows_by_its_code(rows: Path, tmp_path: Path) -> None:
     report = json.loads(told.stdout)
     assert (report["rows"], report["good"], report["bad"], report["shards"], report["exit_code"]) == (5, 4, 1, 3, 6)
     assert told.stderr.count("\n") == 1
-    assert "1 bad rows in" in told.stderr
+    assert "1 bad row in" in told.stderr
 
 
 def test_shard_leaves_what_exists(rows: Path, tmp_path: Path) -> None:
@@ -71,6 +71,36 @@ def test_shard_leaves_what_exists(rows: Path, tmp_path: Path) -> None:
     assert json.loads(summary.read_text(encoding="utf-8"))["exit_code"] == 2
     assert call(main, [*words, "--if-exists", "skip"]).exit_code == 0
     assert call(main, [*words, "--if-exists", "overwrite", "--quiet"]).stderr == ""
+
+
+def test_an_input_without_rows_is_said(tmp_path: Path) -> None:
+    (tmp_path / "none.jsonl").write_bytes(b"\n \n")
+    told = call(main, ["preview", str(tmp_path / "none.jsonl"), *ASK])
+    assert (told.exit_code, told.stdout, told.stderr) == (0, "", "There are no rows in the input.\n")
+
+
+def test_one_is_one(tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"word": 1}\n', encoding="utf-8")
+    told = call(main, ["shard", str(tmp_path / "one.jsonl"), "-o", str(tmp_path / "cut"), *ASK])
+    assert told.stderr == f"1 row in 1 shard in {tmp_path / 'cut'}.\n"
+
+
+@pytest.mark.parametrize("command", ["shard", "merge"])
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["-o", "-"], "Only run writes to stdout"),
+        (["-o", "x", "--summary-file", "no/s.json"], "The summary file no/s.json lies in a folder that does not exist"),
+    ],
+)
+def test_what_could_not_be_written_is_refused_first(
+    rows: Path, monkeypatch: pytest.MonkeyPatch, command: str, words: list[str], sentence: str
+) -> None:
+    monkeypatch.chdir(rows.parent)
+    told = call(main, [command, *["rows.jsonl"] * (2 if command == "merge" else 1), *words])
+    assert (told.exit_code, told.stderr.count("\n")) == (2, 1)
+    assert told.stderr.startswith(sentence)
+    assert [path.name for path in rows.parent.iterdir()] == ["rows.jsonl"]
 
 
 # -- merge

@@ -123,13 +123,15 @@ def test_a_run_goes_on_when_nobody_reads() -> None:
 # -- the terminal
 
 
-def test_the_live_display_is_left_standing() -> None:
+def test_the_live_display_makes_room_for_the_summary() -> None:
     stream = Terminal()
     with progress.Live(stream) as listener:
         listener(STARTED)
         listener(msgspec.structs.replace(LOOK, phase="finished"))
-    assert "1,234 rows" in stream.getvalue()
-    assert "Run r1" in stream.getvalue()
+    shown = stream.getvalue()
+    assert "1,234 rows" in shown
+    assert "Run r1" in shown
+    assert shown.rfind("\x1b[2K") > shown.rfind("1,234 rows")  # its lines are erased after the last look
 
 
 # -- the end
@@ -137,13 +139,37 @@ def test_the_live_display_is_left_standing() -> None:
 
 def test_the_summary_in_words() -> None:
     text = progress.summary_text(summary(reasons=(Reason("invalid_request", "too long", 2),), retried=1))
-    lines = [line.split() for line in text.split("\n")]
+    head, *rest = text.split("\n")
+    lines = [line.split() for line in rest]
+    assert head == "Finished."
     assert lines[0] == ["rows", "10", "in,", "8", "done,", "2", "failed,", "1", "tried", "again"]
     assert lines[1] == ["2", "invalid_request:", "too", "long"]
     assert "1,000 in, 20 out" in text
     assert "3.2 s" in text
     assert "/d/out.jsonl.errors" in text
     assert text.endswith("head -n 3 /d/out.jsonl")
+
+
+def test_the_next_command_can_be_pasted() -> None:
+    assert progress.next_text(summary(output="/d/my out.jsonl")) == "head -n 3 '/d/my out.jsonl'"
+
+
+def test_the_summary_leaves_to_the_closing_sentence_what_that_says() -> None:
+    ended = summary(state="interrupted", exit_code=130, message="Interrupted.", next_command="streambatch run a -o b")
+    assert "Interrupted" not in progress.summary_text(ended)
+    assert "streambatch run" not in progress.summary_text(ended)
+    assert progress.summary_text(summary(state="cancelled", next_command="again")).endswith("again")
+
+
+def test_states_are_shown_in_the_order_of_a_shards_life() -> None:
+    look = msgspec.structs.replace(LOOK, shards={"settled": 1, "submitted": 2, "uploaded": 3, "sealed": 4})
+    assert "(4 sealed, 3 uploaded, 2 submitted, 1 settled)" in progress.progress_line(look)
+
+
+@pytest.mark.parametrize("phase", ["starting", "sweeping", "finished", "stopped"])
+def test_only_a_run_at_work_has_time_to_go(phase: str) -> None:
+    assert "to go" in progress.progress_line(LOOK)
+    assert "to go" not in progress.progress_line(msgspec.structs.replace(LOOK, phase=phase))
 
 
 @pytest.mark.parametrize(
@@ -165,6 +191,13 @@ def test_the_summary_in_words() -> None:
 )
 def test_the_closing_sentence(changes: dict[str, object], sentence: str) -> None:
     assert progress.closing_sentence(summary(**changes)) == sentence
+
+
+def test_a_refusal_tells_of_batches_only_where_they_cost() -> None:
+    refused = summary(state="error", exit_code=2, message="Another process has it.", in_flight=2)
+    told = progress.closing_sentence(refused)
+    assert told == "Another process has it; 2 batches go on at the service and will be billed"
+    assert progress.closing_sentence(refused, local=True) == "Another process has it"
 
 
 @pytest.mark.parametrize(

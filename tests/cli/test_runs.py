@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
@@ -79,6 +80,7 @@ def test_a_run_and_its_reports(here: Path) -> None:
     before = (here / "out.jsonl").stat()
     again = process(words, here)
     assert (again.returncode, (here / "out.jsonl").stat()) == (0, before)
+    assert again.stderr.startswith("Nothing to do: the run was finished before.\n")
 
 
 def test_quiet_says_nothing(here: Path) -> None:
@@ -153,6 +155,55 @@ def test_other_settings_of_a_run_are_refused(here: Path) -> None:
     assert "started with params" in told.stderr
 
 
+def test_a_damaged_journal_is_no_reason_to_repeat_the_command(here: Path) -> None:
+    words = ["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *QUICK]
+    assert process([*words, "--quiet"], here).returncode == 0
+    with (here / "out.jsonl.run" / "journal.sqlite").open("r+b") as file:
+        file.write(b"\0" * 8192)
+    told = process(words, here)
+    assert (told.returncode, told.stderr.count("\n")) == (3, 1)
+    assert "is damaged" in told.stderr
+    assert "to go on" not in told.stderr
+    assert "nothing runs" not in told.stderr
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="this system has no /dev/full")
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["preview", "rows.jsonl", *ASK[1:5]],
+        ["shard", "rows.jsonl", "-o", "cut", *ASK[1:5], "--json", "--quiet"],
+        ["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *QUICK, "--json", "--quiet"],
+    ],
+)
+def test_a_full_disk_under_stdout_is_no_bug(here: Path, words: list[str]) -> None:
+    with open("/dev/full", "w") as full:
+        told = subprocess.run(
+            [sys.executable, "-m", "streambatch", *words],
+            cwd=here, env=environment(), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert told.returncode == 3
+    assert told.stderr == "Writing to stdout failed: No space left on device; mend that, then run it again.\n"
+
+
+# -- a terminal
+
+
+def test_watching_on_a_terminal_leaves_the_last_look_standing(here: Path) -> None:
+    assert process(["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *QUICK, "--quiet"], here).returncode == 0
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "streambatch", "status", "out.jsonl", "--watch"],
+        cwd=here, env=environment(TERM="xterm"), stdout=theirs, stderr=theirs, stdin=subprocess.DEVNULL,
+    ) as watching:  # fmt: skip
+        assert watching.wait(timeout=30) == 0
+    os.close(theirs)
+    shown = os.read(ours, 65536).decode()
+    os.close(ours)
+    assert "40 rows" in shown
+    assert "\x1b[2J" not in shown  # nothing that stood on the screen is wiped
+
+
 # -- signals
 
 
@@ -216,7 +267,7 @@ def test_a_signal_stops_and_the_same_command_goes_on(here: Path, number: signal.
 @pytest.mark.process
 def test_a_second_engine_is_refused(here: Path) -> None:
     with Engine(here) as engine:
-        told = process([*engine.words, "--quiet"], here)
+        told = process(engine.words, here)
         assert told.returncode == 2
         assert "Another process" in told.stderr
         assert told.stderr.count("\n") == 1
@@ -227,18 +278,21 @@ def test_looks_from_outside_and_cancel(here: Path) -> None:
     with Engine(here, "--quiet", speed=0.3) as engine:
         status = call(main, ["status", "out.jsonl"])
         assert "(an engine works on it now)" in status.stdout
-        assert call(main, ["peek", "out.jsonl"]).stdout == ""
+        peeked = call(main, ["peek", "out.jsonl"])
+        assert (peeked.stdout, peeked.stderr) == ("", "No answers are here yet.\n")
+        assert call(main, ["cancel", "out.jsonl", "--summary-file", "no/s.json"]).exit_code == 2
         cancelled = process(["cancel", "out.jsonl", "--json"], here)
         assert cancelled.returncode == 0, cancelled.stderr
         assert json.loads(cancelled.stdout)["in_flight"] == 0
+        assert cancelled.stderr.startswith("The run was cancelled")
         ended, _, err = engine.end()
         assert ended == 4, err
         assert "cancelled" in err
     resumed = process([*engine.words, *QUICK, "--quiet"], here)
     assert resumed.returncode == 0, resumed.stderr
     assert answers(here / "out.jsonl") == IN_ORDER
-    peeked = call(main, ["peek", "out.jsonl", "-n", "2"]).stdout.split("\n")
-    assert [json.loads(line)["word"] for line in peeked[:-1]] == ["w0", "w1"]
+    first = call(main, ["peek", "out.jsonl", "-n", "2"]).stdout.split("\n")
+    assert [json.loads(line)["word"] for line in first[:-1]] == ["w0", "w1"]
     finished = json.loads(call(main, ["status", "out.jsonl.run", "--json", "--watch"]).stdout)
     assert (finished["state"], finished["running"], finished["progress"]["done"]) == ("finished", False, ROWS)
 

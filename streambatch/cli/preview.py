@@ -6,6 +6,8 @@ import click
 
 from streambatch.cli.flags import takes
 
+MOST_SAID = 5  # rows that can't be sent
+
 
 @takes("preview", short_help="The first requests.")
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
@@ -18,8 +20,10 @@ def preview(inputs: tuple[str, ...], n: int, **values: Any) -> None:
 
     profile(values)
     seen = previewing.preview(inputs, asked(values), limits(values), n)
-    for words in seen.unfit:
+    for words in seen.unfit[:MOST_SAID]:
         say(f"Not sent: {words}.")
+    if len(seen.unfit) > MOST_SAID:
+        say(f"Not sent: {len(seen.unfit) - MOST_SAID:,} more of the rows looked at.")
     if not seen.requests and not seen.unfit:
         say("There are no rows in the input.")
     reports.put_out(b"".join(seen.requests))

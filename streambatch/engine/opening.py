@@ -14,6 +14,7 @@ import msgspec
 from streambatch.config import Config
 from streambatch.core import events as e
 from streambatch.core.models import InputFile, Settings
+from streambatch.core.report import Progress
 from streambatch.core.shaping import resolve
 from streambatch.edge import files as disk
 from streambatch.edge import sources
@@ -42,6 +43,21 @@ def settings_of(config: Config, inputs: Sequence[InputFile]) -> Settings:
 def check_first(config: Config) -> None:
     """What a new run refuses is refused before it leaves a folder behind. Raises ConfigError, SourceError."""
     settings_of(config, sources.discover(config.inputs))
+
+
+def refuse_lost_journal(config: Config, files: RunFiles) -> None:
+    """A run whose journal is gone or empty must not begin anew unasked: its batches would be bought again. Raises ConfigError."""
+    if not files.status.is_file():
+        return
+    try:
+        run_id = msgspec.json.decode(files.status.read_bytes(), type=Progress).run_id
+    except (OSError, msgspec.DecodeError):
+        run_id = ""
+    if not run_id or run_id != config.run_id:
+        raise ConfigError(
+            f"{files.folder} holds a run whose journal is lost; give --run-id {run_id if run_id else 'ID'} to find its batches"
+            " again, or name another --run-dir to start anew and pay again."
+        )
 
 
 def new_run_id() -> str:

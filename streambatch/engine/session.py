@@ -57,6 +57,8 @@ class Session:
 
     async def run(self) -> Summary:
         started = self._store.last(e.Started)
+        if started is None:
+            opening.refuse_lost_journal(self._config, self._files)
         inputs = await self._inputs(started)
         if await self._nothing_new(inputs):
             return self._finished("Nothing to do: the run was finished before.")

@@ -79,6 +79,13 @@ def test_an_input_without_rows_is_said(tmp_path: Path) -> None:
     assert (told.exit_code, told.stdout, told.stderr) == (0, "", "There are no rows in the input.\n")
 
 
+def test_preview_does_not_drown_in_bad_rows(tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text("{}\n" * 300, encoding="utf-8")
+    told = call(main, ["preview", str(tmp_path / "bad.jsonl"), *ASK])
+    assert (told.exit_code, told.stdout, told.stderr.count("\n")) == (0, "", 6)
+    assert told.stderr.endswith("Not sent: 95 more of the rows looked at.\n")
+
+
 def test_one_is_one(tmp_path: Path) -> None:
     (tmp_path / "one.jsonl").write_text('{"word": 1}\n', encoding="utf-8")
     told = call(main, ["shard", str(tmp_path / "one.jsonl"), "-o", str(tmp_path / "cut"), *ASK])

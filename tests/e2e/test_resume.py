@@ -114,3 +114,16 @@ async def test_batches_of_other_settings_under_the_same_id_stop_the_run(tmp_path
     with pytest.raises(StreambatchError, match="with other content"):
         await rig.run(third)
     assert server.ledger()["rows_executed"] == 12
+
+
+@pytest.mark.parametrize("how", ["emptied", "deleted"])
+async def test_a_lost_journal_never_starts_the_run_anew_unasked(tmp_path: Path, server: Any, how: str) -> None:
+    source = rig.write_requests(tmp_path / "in.jsonl", 24)
+    config = rig.config(tmp_path, [source], server.url, server.api_key, if_exists="overwrite")
+    run_id = (await rig.run(config)).run_id
+    for path in Path(config.run_dir).glob("journal.sqlite*"):
+        path.write_bytes(b"") if how == "emptied" else path.unlink()
+    with pytest.raises(StreambatchError, match=f"--run-id {run_id} "):
+        await rig.run(config)
+    assert (await rig.run(msgspec.structs.replace(config, run_id=run_id))).done == 24
+    assert server.ledger()["rows_executed"] == 24

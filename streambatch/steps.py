@@ -81,6 +81,9 @@ class Steps:
             async with self._transfers:
                 info = await self._api.upload(path, tags.upload_name(self._order.run_id, shard))
         except ApiError as error:
+            unpaid = verdicts.of_unpaid_upload(error)
+            if unpaid is not None:
+                raise Paused(unpaid) from error
             returned = verdicts.of_refused_upload(shard, error)
             if returned is None:
                 raise

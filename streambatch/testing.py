@@ -70,12 +70,16 @@ def local_server(
     seed: int = 0,
     speed: float = 1000.0,
     data_dir: str | PathLike[str] | None = None,
+    profile: str = "openai",
+    webhook: tuple[str, str] | None = None,
 ) -> Iterator[LocalServer]:
     """A batch server on a free port of this machine, for as long as the context lasts.
 
     `answer` takes a request's body and returns the answer's text, or a whole response body, or raises (see `AnswerError`).
     `faults` is a script as docs/server.md describes it: a mapping, or the path of a TOML file. `speed` divides the service's
     durations (3 s to validate, 1 s to finalize, 1,000 rows/s a batch). Without `data_dir` nothing stays.
+    `profile` is the service to be like; `webhook` is the URL that is told of each batch's end, and the secret (`whsec_...`)
+    that signs it.
     """
     from streambatch.server.script import parse_script
     from streambatch.server.serving import ThreadedServer
@@ -84,7 +88,11 @@ def local_server(
     script = parse_script(_plain(faults), "faults")
     with tempfile.TemporaryDirectory(prefix="streambatch-test-") as scratch:
         folder = Path(scratch if data_dir is None else data_dir)
-        with ThreadedServer(Settings(data_dir=folder, seed=seed, speed=speed), script, answer) as server:
+        url, secret = webhook if webhook is not None else (None, None)
+        settings = Settings(
+            data_dir=folder, seed=seed, speed=speed, profile=profile, webhook_url=url, webhook_secret=secret
+        )
+        with ThreadedServer(settings, script, answer) as server:
             yield LocalServer(server.url, server.api_key)
 
 

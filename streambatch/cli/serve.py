@@ -28,6 +28,8 @@ import click
     metavar="NAME",
     help="The variable that holds the key; without it any bearer is accepted, on loopback.",
 )
+@click.option("--webhook-url", metavar="URL", help="Gets a signed post at the end of each batch.")
+@click.option("--webhook-secret-env", metavar="NAME", help="The variable that holds the webhook's secret, whsec_...")
 def serve(
     host: str,
     port: int,
@@ -39,6 +41,8 @@ def serve(
     speed: float,
     tier: str | None,
     api_key_env: str | None,
+    webhook_url: str | None,
+    webhook_secret_env: str | None,
 ) -> None:
     """Run a local batch server that speaks the OpenAI API, until Ctrl-C.
 
@@ -53,19 +57,20 @@ def serve(
         settings = Settings(
             data_dir=Path(scratch) if data_dir is None else data_dir,
             host=host, port=port, api_key=_key(api_key_env), seed=seed, speed=speed, profile=profile, tier=tier,
+            webhook_url=webhook_url, webhook_secret=_key(webhook_secret_env, "--webhook-secret-env"),
         )  # fmt: skip
         run_server(settings, script, ready_file, _say)
 
 
-def _key(name: str | None) -> str | None:
-    """The key in that variable."""
+def _key(name: str | None, flag: str = "--api-key-env") -> str | None:
+    """What that variable holds."""
     from streambatch.errors import ConfigError
 
     if name is None:
         return None
     key = os.environ.get(name, "").strip()
     if not key:
-        raise ConfigError(f"The environment has no {name}, which --api-key-env names.")
+        raise ConfigError(f"The environment has no {name}, which {flag} names.")
     return key
 
 

@@ -101,7 +101,8 @@ def _changes(shard: Shard, event: e.ShardEvent) -> dict[str, object]:
             return {"create": _rising(shard, create)}
         case e.Submitted(batch_id=batch, file_id=file_id, create=create):
             known = shard.file_id if file_id is None else file_id
-            return {"batch_id": batch, "file_id": known, "create": max(create, shard.create)}
+            number = max(create, shard.create)
+            return {"batch_id": batch, "file_id": known, "create": number, "cancel_asked": False}  # of that batch
         case e.Refused():
             return {"batch_id": None, "refusals": shard.refusals + 1}
         case e.CancelAsked():

@@ -98,6 +98,11 @@ def of_refused_upload(shard: Shard, error: ApiError) -> e.Returned | None:
     return _halved(shard, str(error)) if too_large else None
 
 
+def of_unpaid_upload(error: ApiError) -> str | None:
+    """The sentence of a pause, where an upload is refused for billing reasons."""
+    return _billing(str(error)) if refusal_of_error(error) is Refusal.BILLING else None
+
+
 def _halved(shard: Shard, reason: str) -> e.Returned:
     return e.Returned(shard=shard.name, max_rows=max(1, shard.rows // 2), reason=reason)
 

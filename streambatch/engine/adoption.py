@@ -34,7 +34,6 @@ class Adoption:
         self._swept_from = float("-inf")  # when the last whole sweep began
         self._horizon: float | None = float("inf")  # how far back it read (None: to the end)
         self._unknowable = False
-        self._doubted_at: dict[str, float] = {}
         self._doubts: dict[str, int] = {}
 
     # -- before anything is bought
@@ -81,7 +80,7 @@ class Adoption:
         self._count_doubt(shard)
         oldest = await visit.journal.read(Store.oldest_file, shard.name)
         horizon = visit.started.server_date if oldest is None else oldest
-        grace_end = self._doubted_at.setdefault(shard.name, clock.monotonic()) + visit.config.adopt_grace_s
+        grace_end = clock.monotonic() + visit.config.adopt_grace_s
         while True:
             began = clock.monotonic()
             await self._sweep(horizon - MARGIN_S, since=began)
@@ -91,7 +90,6 @@ class Adoption:
             if began >= grace_end:
                 if self._unknowable:
                     raise Paused(UNKNOWABLE)
-                del self._doubted_at[shard.name]
                 return e.Absent(shard=shard.name, create=shard.create)
             await clock.sleep(max(0.05, min(grace_end - clock.monotonic(), visit.config.adopt_grace_s / 8)))
 
@@ -130,14 +128,15 @@ class Adoption:
         """Journal a listed batch if it is this run's and unknown. Raises ConfigError where it can't belong here."""
         visit = self._visit
         self._unknowable |= choice.unknowable(batch)
-        if await visit.journal.read(Store.knows_batch, batch.id):
-            return
         owner = await visit.journal.read(Store.file_owner, batch.input_file_id) if batch.input_file_id else None
         find = choice.found(batch, visit.started.run_id, owner)
         if find is None or visit.driving.get(find.shard) is Create:
             return  # not ours, or its create is on its way: that answer says it
+        if await visit.journal.read(Store.knows_batch, batch.id):  # asked last: the answer may have come just now
+            return
         self._check_cut(batch)
-        await visit.journal.append(find)
+        if find not in await visit.journal.read(Store.found, find.shard):
+            await visit.journal.append(find)
 
     def _check_cut(self, batch: BatchInfo) -> None:
         cut = batch.metadata.get(tags.CUT)

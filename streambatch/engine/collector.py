@@ -28,12 +28,14 @@ class Collector:
             ticket = visit.bell.ticket()
             await self._admit()
             moved = await self._merge_next()
-            if not visit.cancelling and (visit.ended is None):
+            patience_s = LONGEST_WAIT_S
+            if visit.ended is None:
                 moved |= await self._pool.seal_due()
+                patience_s = min(patience_s, self._pool.next_due_s())
             if not moved:
                 if await self._over():
                     return
-                await visit.bell.wait(ticket, min(LONGEST_WAIT_S, self._pool.next_due_s()))
+                await visit.bell.wait(ticket, patience_s)
 
     # -- admission
 
@@ -136,21 +138,32 @@ class Collector:
         visit = self._visit
         if visit.driving:
             return False
-        states = await visit.journal.read(Store.states)
-        moving = sum(states.get(s.value, 0) for s in MOVING) - len(visit.stuck)
         if visit.ended is not None:
-            return moving <= 0
+            return visit.ended.error is not None or await self._drained()
         if visit.maker_done and await visit.journal.read(Store.next_to_merge) is None:
             return True
-        return visit.once and await self._nothing_now(states)
+        return visit.once and await self._nothing_now(await visit.journal.read(Store.states))
+
+    async def _drained(self) -> bool:
+        """After a pause or a cancel: whether what was in flight is here; who won't wait for the service needs only the rest."""
+        visit = self._visit
+        leaving = visit.once and not visit.cancelling
+        wanted = (ShardState.FINISHED, *COLLECTING) if leaving else MOVING
+        moving = await visit.journal.read(Store.shards, wanted, len(visit.stuck) + 1)
+        if any(shard.name not in visit.stuck for shard in moving):
+            return False
+        return not (leaving and await self._any_young())
+
+    async def _any_young(self) -> bool:
+        submitted = await self._visit.journal.read(Store.shards, (ShardState.SUBMITTED,))
+        return any(s.name not in self._visit.stuck and self._visit.young(str(s.batch_id)) for s in submitted)
 
     async def _nothing_now(self, states: dict[str, int]) -> bool:
         """With `--once`: whether all that is left is to wait for the service."""
         visit = self._visit
         if not (visit.may_create and visit.maker_idle):
             return False
-        submitted = await visit.journal.read(Store.shards, (ShardState.SUBMITTED,))
-        if any(visit.young(str(shard.batch_id)) for shard in submitted):
+        if await self._any_young():
             return False
         flying = sum(states.get(s.value, 0) for s in lifecycle.IN_FLIGHT)
         sealed = states.get(ShardState.SEALED.value, 0)

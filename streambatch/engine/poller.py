@@ -149,5 +149,9 @@ class Poller:
                 continue
             if not shard.cancel_asked:
                 await self._visit.journal.append(e.CancelAsked(shard=shard.name, batch_id=batch_id))
-            await self._visit.world.api.cancel_batch(batch_id)
-            self._asked.add(batch_id)
+            try:
+                await self._visit.world.api.cancel_batch(batch_id)
+                self._asked.add(batch_id)
+            except ApiError as error:
+                if error.status != 404:  # else its look-ups tell, and the others are cancelled all the same
+                    raise

@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import msgspec
 from xxhash import xxh3_64_hexdigest, xxh3_128_hexdigest
 
-from streambatch.server.bodies import BODIES, CREATED, EMPTY_MESSAGES, RowError, asked
+from streambatch.server.bodies import BODIES, CREATED, EMPTY_MESSAGES, MAX_CHOICES, asked
+from streambatch.server.rowerrors import RowError
 from streambatch.server.words import Ring
 
-MAX_CHOICES = 128
 quoted = json.encoder.encode_basestring_ascii
 
 CHAT = (
@@ -55,6 +55,8 @@ class ChatBody(msgspec.Struct):
     model: str
     messages: list[Message]
     n: int | None = None
+    response_format: msgspec.UnsetType | None = msgspec.UNSET  # what is more than null goes the slow way
+    tools: msgspec.UnsetType | None = msgspec.UNSET
 
 
 class ChatLine(msgspec.Struct):

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from streambatch.errors import ConfigError
-from streambatch.server import batches, control, files, uploads
+from streambatch.server import batches, control, files, parts, uploads
 from streambatch.server.door import LABELS, SERVICE, Handler, envelopes, guard, misbehave, stamp
 from streambatch.server.script import Script
 from streambatch.server.service import Own, Service
@@ -20,6 +20,10 @@ ROUTES: tuple[tuple[str, str, str, Handler], ...] = (
     ("file", "GET", "/v1/files/{id}", files.retrieve),
     ("delete", "DELETE", "/v1/files/{id}", files.delete),
     ("content", "GET", "/v1/files/{id}/content", files.content),
+    ("upload_create", "POST", "/v1/uploads", parts.create),
+    ("part", "POST", "/v1/uploads/{id}/parts", parts.add),
+    ("upload_complete", "POST", "/v1/uploads/{id}/complete", parts.complete),
+    ("upload_cancel", "POST", "/v1/uploads/{id}/cancel", parts.cancel),
     ("create", "POST", "/v1/batches", batches.create),
     ("list", "GET", "/v1/batches", batches.listing),
     ("retrieve", "GET", "/v1/batches/{id}", batches.retrieve),
@@ -57,6 +61,7 @@ async def running(settings: Settings, script: Script | None = None, answer: Own 
         await runner.setup()
         url = await _listen(runner, settings)
         service.runner.start()
+        service.webhooks.start()
         yield url
     finally:
         await runner.cleanup()

@@ -9,26 +9,12 @@ from typing import Any
 
 from xxhash import xxh3_64_digest
 
+from streambatch.server.rowerrors import RowError
+from streambatch.server.wanted import Call, said_in_form
+
 CREATED = 1735689600  # a constant, so that answers repeat
+MAX_CHOICES, MAX_INPUTS = 128, 2048
 EMBEDDING_DIMENSIONS, MAX_DIMENSIONS = 8, 4096
-
-
-class RowError(Exception):
-    """An answer that is an error: its HTTP status and what stands in the body's `error`."""
-
-    def __init__(
-        self,
-        message: str,
-        status: int = 500,
-        code: str | None = None,
-        kind: str | None = None,
-        param: str | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.kind = kind if kind is not None else ("server_error" if status >= 500 else "invalid_request_error")
-        self.param = param
 
 
 EMPTY_MESSAGES = RowError(
@@ -62,14 +48,39 @@ def _chat(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         raise EMPTY_MESSAGES
-    read, written = _tokens(asked(body)), _tokens(text)
-    message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None, "annotations": []}
+    many = body.get("n")
+    said = said_in_form(digest, body, text)
+    choices = [
+        _choice(digest, n, said) for n in range(many if isinstance(many, int) and 0 < many <= MAX_CHOICES else 1)
+    ]
+    read, written = _tokens(asked(body)), _tokens(_written(said)) * len(choices)
     return {
         "id": f"chatcmpl-{digest[3:]}", "object": "chat.completion", "created": CREATED, "model": body.get("model"),
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": "stop"}],
-        "usage": {"prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written},
+        "choices": choices,
+        "usage": {
+            "prompt_tokens": read, "completion_tokens": written, "total_tokens": read + written,
+            "prompt_tokens_details": {"cached_tokens": 0, "audio_tokens": 0},
+            "completion_tokens_details": {
+                "reasoning_tokens": 0, "audio_tokens": 0, "accepted_prediction_tokens": 0, "rejected_prediction_tokens": 0,
+            },
+        },
         "service_tier": "default", "system_fingerprint": "fp_streambatch",
     }  # fmt: skip
+
+
+def _choice(digest: str, index: int, said: str | Call) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": said, "refusal": None, "annotations": []}
+    reason = "stop"
+    if isinstance(said, Call):
+        function = {"name": said.name, "arguments": said.arguments}
+        message["content"] = None
+        message["tool_calls"] = [{"id": f"call_{digest[index % 8 :][:24]}", "type": "function", "function": function}]
+        reason = "stop" if said.forced else "tool_calls"
+    return {"index": index, "message": message, "logprobs": None, "finish_reason": reason}
+
+
+def _written(said: str | Call) -> str:
+    return said.arguments if isinstance(said, Call) else said
 
 
 def _completion(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
@@ -82,8 +93,8 @@ def _completion(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _response(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
-    read, written = _tokens(asked(body)), _tokens(text)
-    content = [{"type": "output_text", "annotations": [], "logprobs": [], "text": text}]
+    said = said_in_form(digest, body, text)
+    read, written = _tokens(asked(body)), _tokens(_written(said))
     usage = {
         "input_tokens": read, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": written,
         "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": read + written,
@@ -92,17 +103,32 @@ def _response(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
         "id": f"resp_{digest}", "object": "response", "created_at": CREATED, "status": "completed",
         "background": False, "error": None,
         "incomplete_details": None, "instructions": body.get("instructions"), "max_output_tokens": body.get("max_output_tokens"),
-        "model": body.get("model"),
-        "output": [{"id": f"msg_{digest}", "type": "message", "status": "completed", "content": content, "role": "assistant"}],
-        "parallel_tool_calls": True, "previous_response_id": None, "store": True, "temperature": 1.0, "tool_choice": "auto",
-        "tools": [], "top_p": 1.0, "truncation": "disabled", "usage": usage, "metadata": {},
+        "model": body.get("model"), "output": [_item(digest, said)],
+        "parallel_tool_calls": True, "previous_response_id": None, "store": True, "temperature": 1.0,
+        "tool_choice": body.get("tool_choice", "auto"), "tools": body.get("tools", []), "top_p": 1.0, "truncation": "disabled",
+        "usage": usage, "metadata": {},
     }  # fmt: skip
+
+
+def _item(digest: str, said: str | Call) -> dict[str, Any]:
+    """The one item of a response's output."""
+    if isinstance(said, Call):
+        call_id = f"call_{digest[:24]}"
+        return {
+            "id": f"fc_{digest}", "type": "function_call", "status": "completed", "name": said.name, "call_id": call_id,
+            "arguments": said.arguments,
+        }  # fmt: skip
+    content = [{"type": "output_text", "annotations": [], "logprobs": [], "text": said}]
+    return {"id": f"msg_{digest}", "type": "message", "status": "completed", "content": content, "role": "assistant"}
 
 
 def _inputs(body: dict[str, Any]) -> list[Any]:
     given = body.get("input")
-    tokens = isinstance(given, list) and bool(given) and isinstance(given[0], int)
-    inputs = given if isinstance(given, list) and not tokens else [given]
+    one = isinstance(given, list) and bool(given) and isinstance(given[0], int | dict)  # tokens, or parts of one input
+    inputs = given if isinstance(given, list) and not one else [given]
+    if len(inputs) > MAX_INPUTS:
+        told = f"'$.input' is invalid: an array of at most {MAX_INPUTS} inputs was expected, but got {len(inputs)}."
+        raise RowError(told, status=400, param="input")
     if not inputs or inputs[0] in (None, "", []):
         raise RowError("'$.input' is invalid: an input must not be empty.", status=400, param="input")
     return inputs

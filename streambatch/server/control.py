@@ -60,5 +60,6 @@ async def model(request: web.Request) -> web.StreamResponse:
 
 
 def _known(request: web.Request) -> tuple[str, ...]:
-    given = request.app[SERVICE].faults.script.models
-    return MODELS if given is None else tuple(given)
+    service = request.app[SERVICE]
+    given, own = service.faults.script.models, service.settings.service.models
+    return tuple(given) if given is not None else MODELS if own is None else own

@@ -4,6 +4,7 @@ import asyncio
 import gzip
 import hmac
 import logging
+import math
 import re
 import secrets
 import time
@@ -13,7 +14,7 @@ from typing import Any
 
 from aiohttp import web
 
-from streambatch.server import script
+from streambatch.server import rules
 from streambatch.server.objects import dumped, envelope
 from streambatch.server.service import Service
 from streambatch.server.settings import is_loopback
@@ -21,9 +22,10 @@ from streambatch.server.settings import is_loopback
 SERVICE = web.AppKey("service", Service)
 LABELS = web.AppKey("labels", dict[Any, str])  # handler -> its name in fault scripts
 BEGAN: ContextVar[float] = ContextVar("began", default=0.0)
-RULES: ContextVar[list[script.HttpRule]] = ContextVar("rules")  # that hit this call and are the handler's to carry out
+RULES: ContextVar[list[rules.HttpRule]] = ContextVar("rules")  # that hit this call and are the handler's to carry out
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 GZIP_FROM = 512
+STREAMED = ("upload", "part", "content")  # these stall in the middle of their bytes, not before
 EVERYWHERE = ("0.0.0.0", "::")  # bound to all addresses, so any name may be ours; a key is then required
 log = logging.getLogger("streambatch.server")
 
@@ -39,9 +41,11 @@ class RefusedError(Exception):
         kind: str = "invalid_request_error",
         param: str | None = None,
         code: str | None = None,
+        retry_after_s: float | None = None,
     ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after_s = retry_after_s
         self.body = envelope(message, kind, param, code)
 
 
@@ -69,7 +73,10 @@ async def envelopes(request: web.Request, handler: Handler) -> web.StreamRespons
     try:
         return await handler(request)
     except RefusedError as refusal:
-        return answer(request, refusal.body, refusal.status)
+        response = answer(request, refusal.body, refusal.status)
+        if refusal.retry_after_s is not None:
+            response.headers["Retry-After"] = str(max(1, math.ceil(refusal.retry_after_s)))
+        return response
     except (HungUpError, ConnectionError):
         return web.Response()  # nobody reads it
     except web.HTTPException as error:
@@ -100,6 +107,8 @@ async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
             403, "This server answers only under its own address.", kind="permission_error", code="host_not_allowed"
         )
     kind, _, key = request.headers.get("Authorization", "").partition(" ")
+    if service.settings.service.api_key_header and "api-key" in request.headers:
+        kind, key = "bearer", request.headers["api-key"]
     if kind.lower() != "bearer" or not key.strip():
         message = (
             "You didn't provide an API key. You need to provide your API key in an Authorization header using Bearer auth "
@@ -122,21 +131,40 @@ def _host_name(host: str) -> str:
 async def misbehave(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Whatever the script wants of this call, in its order; then the call itself."""
     route = request.app[LABELS].get(request.match_info.handler)
-    rules = request.app[SERVICE].faults.http(route) if route is not None else []
-    for rule in rules:
-        if isinstance(rule, script.Delay):
+    met = request.app[SERVICE].faults.http(route) if route is not None else []
+    for rule in met:
+        if isinstance(rule, rules.Delay):
             await asyncio.sleep(rule.seconds)
-        elif isinstance(rule, script.Answer):
+        elif isinstance(rule, rules.Hang) and route not in STREAMED:
+            await stall(rule.seconds)
+        elif isinstance(rule, rules.Answer):
             return _scripted(request, rule)
-        elif isinstance(rule, script.Drop):
+        elif isinstance(rule, rules.Drop):
             hang_up(request)
-    RULES.set(rules)
-    response = await handler(request)
-    if any(isinstance(rule, script.ActAndDrop) for rule in rules):
+    RULES.set(met)
+    return await _afterwards(request, met, await handler(request))
+
+
+async def _afterwards(
+    request: web.Request, met: list[rules.HttpRule], response: web.StreamResponse
+) -> web.StreamResponse:
+    """What the script does to the answer of a call that was carried out."""
+    for rule in met:
+        if isinstance(rule, rules.Late):
+            await stall(rule.seconds)
+    if any(isinstance(rule, rules.ActAndDrop) for rule in met):
         hang_up(request)
-    if any(isinstance(rule, script.Garble) for rule in rules) and isinstance(response, web.Response):
+    if any(isinstance(rule, rules.Garble) for rule in met) and isinstance(response, web.Response):
         return web.Response(body=b'{"id": "batch_', content_type="application/json", status=response.status)
     return response
+
+
+async def stall(seconds: float | None) -> None:
+    """Wait so long; without a number until the server ends."""
+    if seconds is None:
+        await asyncio.Event().wait()
+    else:
+        await asyncio.sleep(seconds)
 
 
 def hang_up(request: web.Request) -> None:
@@ -146,7 +174,7 @@ def hang_up(request: web.Request) -> None:
     raise HungUpError
 
 
-def _scripted(request: web.Request, rule: script.Answer) -> web.Response:
+def _scripted(request: web.Request, rule: rules.Answer) -> web.Response:
     kind = "server_error" if rule.status >= 500 else "invalid_request_error"
     if rule.status == 429:
         kind = "insufficient_quota" if rule.code in QUOTA else "requests"

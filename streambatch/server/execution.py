@@ -13,11 +13,12 @@ import msgspec
 from xxhash import xxh3_64_intdigest
 
 from streambatch.server.answers import Answer, Answerer, failed, unanswered
-from streambatch.server.bodies import RowError
 from streambatch.server.faults import Faults
 from streambatch.server.ledger import HASH_BYTES, hashes_path
 from streambatch.server.mishaps import MESSAGES, MISHAPS, Chunk
+from streambatch.server.profiles import plain_endpoint
 from streambatch.server.records import Batch
+from streambatch.server.rowerrors import RowError
 from streambatch.server.validation import MAX_LINE_BYTES
 
 MOST_ROWS, MOST_BYTES, CHUNKS = 500, 4 << 20, 8
@@ -105,7 +106,7 @@ class Execution:
 
     def _answer(self, endpoint: str, line: bytes) -> Answer:
         try:
-            return self._answerer.answer(endpoint, line)
+            return self._answerer.answer(plain_endpoint(endpoint), line)
         except Exception as error:  # noqa: BLE001  no request line may stop the server: it is that row's error
             told = RowError(f"{MESSAGES[500]} ({type(error).__name__})")
             return failed("0" * 32, self._name(line).custom_id, told)

@@ -10,7 +10,8 @@ from random import Random
 
 from xxhash import xxh3_64_intdigest
 
-from streambatch.server.script import ENDING, BatchRule, HttpRule, RowRule, Rows, Script, When
+from streambatch.server.rules import ENDING, BatchRule, HttpRule, RowRule, Rows, When
+from streambatch.server.script import Script
 
 WHOLE = 1 << 64
 Place = tuple[str, int]

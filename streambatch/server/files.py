@@ -6,8 +6,8 @@ from typing import Any
 
 from aiohttp import web
 
-from streambatch.server import script
-from streambatch.server.door import RULES, SERVICE, RefusedError, answer, hang_up
+from streambatch.server import rules
+from streambatch.server.door import RULES, SERVICE, RefusedError, answer, hang_up, stall
 from streambatch.server.objects import file_object, page
 from streambatch.server.query import after_of, limit_of
 from streambatch.server.records import File
@@ -49,8 +49,8 @@ async def delete(request: web.Request) -> web.StreamResponse:
 async def content(request: web.Request) -> web.StreamResponse:
     """A file's bytes: with a length, in constant memory; marked as delivered once all of them left."""
     service, file = request.app[SERVICE], _found(request)
-    rules = RULES.get()
-    size = min([file.bytes, *(rule.at for rule in rules if isinstance(rule, script.Short))])
+    met = RULES.get()
+    size = min([file.bytes, *(rule.at for rule in met if isinstance(rule, rules.Short))])
     start, stop = _span(request, file, size) if service.settings.ranges else (0, size)
     response = web.StreamResponse(status=200 if (start, stop) == (0, size) else 206)
     response.content_type = "application/octet-stream"
@@ -61,16 +61,16 @@ async def content(request: web.Request) -> web.StreamResponse:
         if response.status == 206:
             response.headers["Content-Range"] = f"bytes {start}-{stop - 1}/{size}"
     await response.prepare(request)
-    cut = [rule.at for rule in rules if isinstance(rule, script.Cut)]
-    paces = [rule.bytes_per_s for rule in rules if isinstance(rule, script.Slow)]
-    await _send(
-        response,
-        service.contents / file.content,
-        start,
-        min([stop, *(start + at for at in cut)]),
-        min(paces, default=0),
-    )
-    if cut and start + min(cut) < stop:
+    cut = [rule.at for rule in met if isinstance(rule, rules.Cut)]
+    paces = [rule.bytes_per_s for rule in met if isinstance(rule, rules.Slow)]
+    path, pace, end = service.contents / file.content, min(paces, default=0), min([stop, *(start + at for at in cut)])
+    for rule in [rule for rule in met if isinstance(rule, rules.Hang)]:
+        middle = min(end, start + rule.at)
+        await _send(response, path, start, middle, pace)
+        await stall(rule.seconds)
+        start = middle
+    await _send(response, path, start, end, pace)
+    if end < stop:
         hang_up(request)
     await response.write_eof()
     if stop == file.bytes:

@@ -28,6 +28,21 @@ _BY_PREFIX = {prefix: limits for prefixes, limits in _GROUPS for prefix in prefi
 _FREE = {"gpt-3.5-turbo": 200 * K}
 
 
+_ROWS_2024 = {
+    "gpt-3.5": (200 * K, 200 * K, 400 * K, 10 * M, 100 * M, 300 * M),
+    "gpt-4": (0, 100 * K, 200 * K, 5 * M, 30 * M, 45 * M),
+    "gpt-4-turbo": (0, 900 * K, 1_350 * K, 40 * M, 80 * M, 250 * M),
+}
+_TURBO_2024 = ("gpt-4-turbo", "gpt-4-1106", "gpt-4-0125", "gpt-4-vision")
+
+
+def enqueued_tokens_2024(model: str, tier: str) -> int | None:
+    """The same in 2024, for the families of that time."""
+    family = "gpt-4-turbo" if model.startswith(_TURBO_2024) else model[: len("gpt-3.5")]
+    row = _ROWS_2024.get(family, _ROWS_2024["gpt-4"] if model.startswith("gpt-4") else None)
+    return None if row is None else row[TIERS.index(tier)]
+
+
 def enqueued_tokens(model: str, tier: str) -> int | None:
     """The most prompt tokens that may be enqueued for a model; None where no limit is known."""
     name = model.removeprefix("ft:")

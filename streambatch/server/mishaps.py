@@ -4,9 +4,9 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from streambatch.server import script
+from streambatch.server import rules
 from streambatch.server.answers import Answer, failed
-from streambatch.server.bodies import RowError
+from streambatch.server.rowerrors import RowError
 
 MESSAGES = {
     400: "Invalid request.",
@@ -82,6 +82,43 @@ def _as_text(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
     chunk.take(answer._replace(line=(json.dumps(row) + "\n").encode()))
 
 
+def _cut(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
+    at = len(answer.line) // 2 if rule.at is None else rule.at
+    chunk.take(answer._replace(line=answer.line[:-1][:at] + b"\n"))
+
+
+def _answer_wrongly(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
+    row = json.loads(answer.line)
+    row["response"]["body"] = _turned(row["response"]["body"])
+    chunk.take(answer._replace(line=(json.dumps(row) + "\n").encode()))
+
+
+def _turned(value: Any, name: str = "") -> Any:
+    """The same with its texts and vectors turned around."""
+    if name in ("content", "text", "arguments", "embedding") and isinstance(value, str):
+        return value[::-1]
+    if name == "embedding" and isinstance(value, list):
+        return value[::-1]
+    if isinstance(value, list):
+        return [_turned(each) for each in value]
+    return {key: _turned(each, key) for key, each in value.items()} if isinstance(value, dict) else value
+
+
+def _lie(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
+    row = _lied(json.loads(answer.line), rule)
+    chunk.take(answer._replace(line=(json.dumps(row) + "\n").encode()))
+
+
+def _lie_in_body(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
+    row = json.loads(answer.line)
+    row["response"]["body"] = _lied(row["response"]["body"], rule)
+    chunk.take(answer._replace(line=(json.dumps(row) + "\n").encode()))
+
+
+def _lied(fields: dict[str, Any], rule: Any) -> dict[str, Any]:
+    return {name: value for name, value in (fields | rule.set).items() if name not in rule.drop}
+
+
 def _shaped(answer: Answer, change: dict[str, Any]) -> bytes:
     return (json.dumps(json.loads(answer.line) | change) + "\n").encode()
 
@@ -91,12 +128,16 @@ def _digest(answer: Answer) -> str:
 
 
 MISHAPS: dict[type, Callable[[Chunk, Any, str, Answer], None]] = {
-    script.RowAnswer: _refuse,
-    script.RowTimeout: _time_out,
-    script.RowZero: _zero,
-    script.RowLost: _lose,
-    script.RowDuplicate: _repeat,
-    script.RowUnknown: _invent,
-    script.RowHuge: _grow,
-    script.RowBodyText: _as_text,
+    rules.RowAnswer: _refuse,
+    rules.RowTimeout: _time_out,
+    rules.RowZero: _zero,
+    rules.RowLost: _lose,
+    rules.RowDuplicate: _repeat,
+    rules.RowUnknown: _invent,
+    rules.RowHuge: _grow,
+    rules.RowBodyText: _as_text,
+    rules.RowMalformed: _cut,
+    rules.RowWrong: _answer_wrongly,
+    rules.RowLine: _lie,
+    rules.RowBody: _lie_in_body,
 }

@@ -5,7 +5,8 @@ from typing import Any
 import msgspec
 import orjson
 
-from streambatch.server.records import TERMINAL, Batch, File
+from streambatch.server.dialects import Dialect, as_it_is
+from streambatch.server.records import NEVER, TERMINAL, Batch, File, Part, Upload
 
 COUNTS = ("total", "completed", "failed")
 MODELS = (
@@ -31,11 +32,21 @@ def file_object(file: File, fresh: bool = False) -> dict[str, Any]:
     }  # fmt: skip
 
 
-NEVER = 1 << 40  # an expiry that stands for none
+def upload_object(upload: Upload, file: File | None) -> dict[str, Any]:
+    """An upload; completed, it shows its file."""
+    return {
+        "id": upload.id, "object": "upload", "bytes": upload.bytes, "created_at": upload.created_at, "filename": upload.filename,
+        "purpose": upload.purpose, "status": upload.status, "expires_at": upload.expires_at,
+        "file": None if file is None else file_object(file, fresh=upload.file_expires_s is None),
+    }  # fmt: skip
 
 
-def batch_object(batch: Batch) -> dict[str, Any]:
-    """A batch, with whatever a script makes it lie about."""
+def part_object(part: Part) -> dict[str, Any]:
+    return {"id": part.id, "object": "upload.part", "created_at": part.created_at, "upload_id": part.upload_id}
+
+
+def batch_object(batch: Batch, dialect: Dialect = as_it_is) -> dict[str, Any]:
+    """A batch in the words of a service, with whatever a script makes it lie about."""
     view = msgspec.json.decode(batch.view)
     shown: dict[str, Any] = {
         "id": batch.id, "object": "batch", "endpoint": batch.endpoint, "model": batch.model,
@@ -52,7 +63,10 @@ def batch_object(batch: Batch) -> dict[str, Any]:
         "metadata": _fragment(batch.metadata),
     }  # fmt: skip
     if not view or (view["terminal_only"] and batch.status not in TERMINAL):
-        return shown
+        return dialect(shown)
+    for name, off in view["counts"].items():
+        shown["request_counts"][name] += off
+    shown = dialect(shown)
     return {name: value for name, value in (shown | view["set"]).items() if name not in view["drop"]}
 
 

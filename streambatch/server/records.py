@@ -8,6 +8,7 @@ import string
 
 import msgspec
 
+NEVER = 1 << 40  # a time that stands for none
 LIVE = ("validating", "in_progress", "finalizing", "cancelling")
 TERMINAL = ("completed", "failed", "expired", "cancelled")
 BASE62 = string.digits + string.ascii_letters
@@ -29,6 +30,7 @@ class File(msgspec.Struct, frozen=True):
     delivered: int = 0
     deleted: int = 0
     visible_at: float = 0.0
+    gone_at: float = NEVER
     extra_bytes: int = 0  # a script's lie about `bytes`
 
     @property
@@ -36,6 +38,34 @@ class File(msgspec.Struct, frozen=True):
         """Its place in the list; of a stored file."""
         assert self.seq is not None, "not stored"
         return self.seq
+
+
+class Upload(msgspec.Struct, frozen=True):
+    """A file that arrives in parts; `bytes` is what the client promised."""
+
+    seq: int | None
+    id: str
+    filename: str
+    purpose: str
+    bytes: int
+    created_at: int
+    expires_at: int
+    file_expires_s: int | None = None
+    status: str = "pending"
+
+    def shown_status(self, now: float) -> str:
+        return "expired" if self.status == "pending" and self.expires_at <= now else self.status
+
+
+class Part(msgspec.Struct, frozen=True):
+    """A part of an upload; `content` is our own name of it on disk."""
+
+    seq: int | None
+    id: str
+    upload_id: str
+    bytes: int
+    created_at: int
+    content: str
 
 
 class Batch(msgspec.Struct, frozen=True):
@@ -84,7 +114,9 @@ class Batch(msgspec.Struct, frozen=True):
     output_tokens: int = 0
     queued_tokens: int = 0
     hidden_until: float = 0.0
+    denied_until: float = 0.0
     view: str = "{}"
+    event_due: int = 0  # 1: its end is yet to be told to the webhook
 
     @property
     def key(self) -> int:
@@ -104,6 +136,14 @@ def new_file_id() -> str:
 
 def new_batch_id() -> str:
     return "batch_" + secrets.token_hex(16)
+
+
+def new_upload_id() -> str:
+    return "upload_" + secrets.token_hex(16)
+
+
+def new_part_id() -> str:
+    return "part_" + secrets.token_hex(16)
 
 
 def new_content_name() -> str:

@@ -1,248 +1,50 @@
-"""The form of a fault script: what may go wrong, when, and how, as data read from TOML or JSON and checked.
+"""The form of a fault script: data read from TOML or JSON, checked, and told again.
 
-Three tables: `http` (what a client's call meets), `rows` (what becomes of a request line), `batches` (what becomes of a batch).
-Every rule is a `do` with its parameters, and the same few words for when it applies. New kinds of misbehaviour are new `do`s.
+Three tables: `http` (what a client's call meets), `rows` (what becomes of a request line), `batches` (what becomes of a batch);
+and what concerns the service as a whole.
 """
 
-import re
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
 from streambatch.errors import ConfigError
-from streambatch.server.records import LIVE
+from streambatch.server.rules import BatchRule, HttpRule, RowRule
 
-ROUTES = ("upload", "files", "file", "delete", "content", "create", "list", "retrieve", "cancel", "models", "model")
-
-
-class When(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_field="do", kw_only=True):
-    """`after` calls (or batches) pass first, then at most `times` are hit (none: all), each with `probability`."""
-
-    after: int = 0
-    times: int | None = None
-    probability: float = 1.0
+MOST_FOREIGN = 1_000_000
 
 
-class Http(When, frozen=True, kw_only=True):
-    """A rule of `http`: `on` names routes, or is `*`."""
+class Advance(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """What moves a batch from state to state: `time` (the default), `once` (nothing takes time), or `looks`.
 
-    on: list[str] | str = "*"
+    By looks a batch leaves a state after it was shown `n` times in it, by id or in a list; nothing takes time beside that.
+    """
+
+    by: Literal["time", "once", "looks"] = "time"
+    n: int = 1
 
     def __post_init__(self) -> None:
-        unknown = set(self.routes) - set(ROUTES)
-        if unknown:
-            raise ValueError(f"unknown route {min(unknown)!r}, known are {', '.join(ROUTES)}")
-        _check_when(self)
-
-    @property
-    def routes(self) -> tuple[str, ...]:
-        if self.on == "*":
-            return ROUTES
-        return (self.on,) if isinstance(self.on, str) else tuple(self.on)
-
-
-class Answer(Http, frozen=True, kw_only=True, tag="answer"):
-    """Answers an error (or anything) instead of acting; `body` replaces the envelope by raw text."""
-
-    status: int = 500
-    code: str | None = None
-    message: str | None = None
-    type: str | None = None
-    param: str | None = None
-    retry_after_s: float | None = None
-    headers: dict[str, str] = {}
-    body: str | None = None
-
-
-class Drop(Http, frozen=True, kw_only=True, tag="drop"):
-    """Closes the connection before anything is done."""
-
-
-class ActAndDrop(Http, frozen=True, kw_only=True, tag="act_and_drop"):
-    """Does what was asked, then closes the connection without an answer."""
-
-
-class Delay(Http, frozen=True, kw_only=True, tag="delay"):
-    """Waits before acting; an upload's body is not read meanwhile."""
-
-    seconds: float
-
-
-class Cut(Http, frozen=True, kw_only=True, tag="cut"):
-    """On `content`: promises the whole length, sends `at` bytes, closes."""
-
-    at: int
-
-
-class Short(Http, frozen=True, kw_only=True, tag="short"):
-    """On `content`: sends `at` bytes as if they were all."""
-
-    at: int
-
-
-class Slow(Http, frozen=True, kw_only=True, tag="slow"):
-    """On `content`: sends no faster than this."""
-
-    bytes_per_s: int
-
-
-class Garble(Http, frozen=True, kw_only=True, tag="garble"):
-    """Acts, then answers with half of the JSON."""
-
-
-class Rows(When, frozen=True, kw_only=True):
-    """A rule of `rows`: by exact ids or a regular expression found in the id; each row is hit on its first `times` executions."""
-
-    custom_id: list[str] | str | None = None
-    match: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_when(self)
-        if self.match is not None:
-            _check_pattern(self.match)
-
-
-class RowAnswer(Rows, frozen=True, kw_only=True, tag="answer"):
-    """The model's endpoint answers an error."""
-
-    status: int = 500
-    code: str | None = None
-    message: str | None = None
-    type: str | None = None
-    param: str | None = None
-
-
-class RowTimeout(Rows, frozen=True, kw_only=True, tag="timeout"):
-    """The call to the model timed out: no response, error `request_timeout`."""
-
-
-class RowZero(Rows, frozen=True, kw_only=True, tag="zero"):
-    """In the error file with `status_code` 0, an empty request id and body, and not counted as failed."""
-
-
-class RowLost(Rows, frozen=True, kw_only=True, tag="lost"):
-    """Executed and counted, but in neither file."""
-
-
-class RowDuplicate(Rows, frozen=True, kw_only=True, tag="duplicate"):
-    """Its result comes twice."""
-
-
-class RowUnknown(Rows, frozen=True, kw_only=True, tag="unknown"):
-    """Its result, and one with a `custom_id` that nobody sent."""
-
-
-class RowHuge(Rows, frozen=True, kw_only=True, tag="huge"):
-    """A result line of at least `bytes` bytes."""
-
-    bytes: int
-
-
-class RowBodyText(Rows, frozen=True, kw_only=True, tag="body_as_text"):
-    """`response.body` is a JSON string, and no `error` key (as OGX does)."""
-
-
-class Batches(When, frozen=True, kw_only=True):
-    """A rule of `batches`: `match` is a regular expression found in the `streambatch` metadata."""
-
-    match: str | None = None
-
-    def __post_init__(self) -> None:
-        _check_when(self)
-        if self.match is not None:
-            _check_pattern(self.match)
-
-
-class Fail(Batches, frozen=True, kw_only=True, tag="fail"):
-    """Fails validation with one entry; known codes have their real message."""
-
-    code: str
-    message: str | None = None
-    param: str | None = None
-    line: int | None = None
-    limit: int = 1_350_000
-
-
-class Expire(Batches, frozen=True, kw_only=True, tag="expire"):
-    """Its window ends when this fraction of its rows is executed."""
-
-    at: float = 0.5
-
-
-class CancelAt(Batches, frozen=True, kw_only=True, tag="cancel"):
-    """Somebody else cancels it at this fraction."""
-
-    at: float = 0.5
-
-
-class Stuck(Batches, frozen=True, kw_only=True, tag="stuck"):
-    """Stays in a state for `seconds` of real time; without them until it is cancelled."""
-
-    state: str
-    seconds: float | None = None
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.state not in LIVE:
-            raise ValueError(f"unknown state {self.state!r}, known are {', '.join(LIVE)}")
-
-
-class Hide(Batches, frozen=True, kw_only=True, tag="hide"):
-    """The list shows it only `seconds` after its creation."""
-
-    seconds: float
-
-
-class View(Batches, frozen=True, kw_only=True, tag="view"):
-    """Its object lies. `set` overrides fields of the batch (null, unknown status words), `drop` leaves fields out."""
-
-    set: dict[str, Any] = {}
-    drop: list[str] = []
-    terminal_only: bool = False
-
-
-class LateFiles(Batches, frozen=True, kw_only=True, tag="late_files"):
-    """Its output and error files answer 404 for `seconds` after its end; without them for ever."""
-
-    seconds: float | None = None
-
-
-class NoNewline(Batches, frozen=True, kw_only=True, tag="no_final_newline"):
-    """Its files end without a newline."""
-
-
-class WrongBytes(Batches, frozen=True, kw_only=True, tag="wrong_bytes"):
-    """`bytes` of its files is off by this."""
-
-    off: int = 1
-
-
-class LeaveOut(Batches, frozen=True, kw_only=True, tag="leave_out"):
-    """Rows that were not executed are in neither file."""
-
-
-class EmptyErrorFile(Batches, frozen=True, kw_only=True, tag="empty_error_file"):
-    """Has an error file, of no bytes, also when no row failed."""
-
-
-HttpRule = Answer | Drop | ActAndDrop | Delay | Cut | Short | Slow | Garble
-ENDING = (Answer, Drop, ActAndDrop)
-RowRule = RowAnswer | RowTimeout | RowZero | RowLost | RowDuplicate | RowUnknown | RowHuge | RowBodyText
-BatchRule = (
-    Fail | Expire | CancelAt | Stuck | Hide | View | LateFiles | NoNewline | WrongBytes | LeaveOut | EmptyErrorFile
-)  # fmt: skip
+        if self.n < 0:
+            raise ValueError("n is not negative")
 
 
 class Script(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """A whole script; `models`, if given, are the only ones that the service knows."""
+    """A whole script. `models`, if given, are the only ones that the service knows; `foreign` finished batches of other people
+    stand before ours in the list."""
 
     seed: int = 0
     models: list[str] | None = None
+    foreign: int = 0
+    advance: Advance = Advance()
     http: list[HttpRule] = []
     rows: list[RowRule] = []
     batches: list[BatchRule] = []
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.foreign <= MOST_FOREIGN:
+            raise ValueError(f"foreign lies between 0 and {MOST_FOREIGN}")
 
 
 def read_script(path: Path) -> Script:
@@ -267,17 +69,3 @@ def to_plain(script: Script) -> dict[str, Any]:
     """A script as plain data, as `parse_script` takes it."""
     plain: dict[str, Any] = msgspec.to_builtins(script)
     return plain
-
-
-def _check_when(rule: When) -> None:
-    if not 0 <= rule.probability <= 1:
-        raise ValueError("probability lies between 0 and 1")
-    if rule.after < 0 or (rule.times is not None and rule.times < 0):
-        raise ValueError("after and times are not negative")
-
-
-def _check_pattern(pattern: str) -> None:
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise ValueError(f"match {pattern!r} is no regular expression: {error}") from error

@@ -3,12 +3,14 @@
 import fcntl
 import os
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import IO, Any
 
 from streambatch.errors import ConfigError
 from streambatch.server.answers import Answerer
+from streambatch.server.creates import Creates
 from streambatch.server.execution import Execution
 from streambatch.server.faults import Faults
 from streambatch.server.ledger import count_again
@@ -16,7 +18,9 @@ from streambatch.server.runner import Runner
 from streambatch.server.script import Script
 from streambatch.server.settings import Settings
 from streambatch.server.store import Store
+from streambatch.server.webhooks import Webhooks
 
+HOUR_S = 3_600.0
 Own = Callable[[dict[str, Any]], str | dict[str, Any]]
 
 
@@ -36,16 +40,22 @@ class Service:
             self.store = Store(settings.data_dir / "server.sqlite")
         except OSError as error:
             raise ConfigError(_unusable(settings.data_dir, error)) from error
+        self.creates = Creates(settings.creates_per_hour, HOUR_S / settings.speed)
+        self.webhooks = Webhooks(settings, self.store)
         execution = Execution(self.contents, self._ledger, Answerer(settings.seed, own), settings.seed)
-        self.runner = Runner(settings, self.store, execution, lambda: self.faults)
+        self.runner = Runner(settings, self.store, execution, lambda: self.faults, self.webhooks.nudge)
 
     def recover(self) -> None:
         """Clear what a killed process left, and plan to go on with its batches."""
+        for upload_id in self.store.dead_uploads():
+            self.store.drop_parts(upload_id)
         self._sweep()
+        self.creates.remember(self.store.created_since(time.time() - self.creates.span_s))
         self.runner.recover()
 
     def stop(self) -> None:
         self.runner.stop()
+        self.webhooks.stop()
         self.store.close()
         self._hold.close()
 

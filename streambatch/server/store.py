@@ -14,10 +14,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from streambatch.errors import ConfigError
-from streambatch.server.records import LIVE, Batch, File
+from streambatch.server.records import LIVE, Batch, File, Part, Upload
 
-VERSION = 1
-Row = TypeVar("Row", File, Batch)
+VERSION = 2
+Row = TypeVar("Row", File, Upload, Part, Batch)
 _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
 
@@ -26,17 +26,23 @@ def _columns(kind: type[msgspec.Struct]) -> str:
 
 
 def _schema() -> str:
-    rest = {kind: _columns(kind).replace('"seq"', '"seq" INTEGER PRIMARY KEY AUTOINCREMENT') for kind in (File, Batch)}
+    rest = {kind: _columns(kind).replace('"seq"', '"seq" INTEGER PRIMARY KEY AUTOINCREMENT') for kind in _TABLES}
     return f"""
         CREATE TABLE files ({rest[File]});
         CREATE UNIQUE INDEX files_id ON files (id);
         CREATE INDEX files_content ON files (content);
         CREATE INDEX files_purpose ON files (purpose, seq);
         CREATE INDEX files_run ON files (run, delivered, rows);
+        CREATE TABLE uploads ({rest[Upload]});
+        CREATE UNIQUE INDEX uploads_id ON uploads (id);
+        CREATE TABLE parts ({rest[Part]});
+        CREATE INDEX parts_upload ON parts (upload_id);
+        CREATE INDEX parts_content ON parts (content);
         CREATE TABLE batches ({rest[Batch]});
         CREATE UNIQUE INDEX batches_id ON batches (id);
         CREATE INDEX batches_live ON batches (status) WHERE status IN ({_LIVE});
         CREATE INDEX batches_run ON batches (run, status, executed, lost);
+        CREATE INDEX batches_due ON batches (seq) WHERE event_due = 1;
         CREATE TABLE peaks (run PRIMARY KEY, batches INTEGER NOT NULL);
         PRAGMA user_version = {VERSION};
     """
@@ -89,11 +95,13 @@ class Store:
         rows = self._all(f"SELECT {_columns(File)} FROM files WHERE id = ? AND NOT deleted", file_id)
         found = File(*rows[0]) if rows else None
         now = time.time()
-        return found if found is not None and found.expires_at > now and found.visible_at <= now else None
+        if found is None or found.expires_at <= now or found.gone_at <= now or found.visible_at > now:
+            return None
+        return found
 
     def files(self, purpose: str | None, limit: int, after: int | None, newest_first: bool) -> list[File]:
         """A page of files from the one after `after` (a seq) on."""
-        where, values = ["NOT deleted", "expires_at > ?", "visible_at <= ?"], [time.time(), time.time()]
+        where, values = ["NOT deleted", "min(expires_at, gone_at) > ?", "visible_at <= ?"], [time.time()] * 2
         if purpose is not None:
             where, values = [*where, "purpose = ?"], [*values, purpose]  # type: ignore[list-item]
         if after is not None:
@@ -105,6 +113,11 @@ class Store:
     def delete_file(self, seq: int) -> None:
         with self._transaction() as db:
             db.execute("UPDATE files SET deleted = 1 WHERE seq = ?", (seq,))
+
+    def lose_file(self, file_id: str, at: float) -> None:
+        """From then on the file can't be seen any more."""
+        with self._transaction() as db:
+            db.execute("UPDATE files SET gone_at = ? WHERE id = ?", (at, file_id))
 
     def mark_delivered(self, seq: int) -> None:
         """This file was downloaded completely (once more)."""
@@ -118,9 +131,50 @@ class Store:
         )
 
     def is_kept(self, content: str) -> bool:
-        """Whether a file that can still be seen has this content."""
-        sql = "SELECT 1 FROM files WHERE content = ? AND NOT deleted AND expires_at > ? LIMIT 1"
+        """Whether a file that can still be seen has this content, or an upload that can still be completed."""
+        sql = "SELECT 1 FROM files WHERE content = ?1 AND NOT deleted AND expires_at > ?2 UNION ALL "
+        sql += "SELECT 1 FROM parts, uploads ON upload_id = uploads.id WHERE content = ?1 AND expires_at > ?2 LIMIT 1"
         return bool(self._all(sql, content, time.time()))
+
+    # ---------------------------------------------------------------- uploads
+
+    def add_upload(self, upload: Upload) -> Upload:
+        with self._transaction() as db:
+            return _insert(db, upload)
+
+    def upload(self, upload_id: str) -> Upload | None:
+        rows = self._all(f"SELECT {_columns(Upload)} FROM uploads WHERE id = ?", upload_id)
+        return Upload(*rows[0]) if rows else None
+
+    def add_part(self, part: Part) -> bool:
+        """Keep a part, if its upload still waits for any."""
+        waits = "SELECT 1 FROM uploads WHERE id = ? AND status = 'pending' AND expires_at > ?"
+        with self._transaction() as db:
+            pending = db.execute(waits, (part.upload_id, time.time())).fetchone() is not None
+            if pending:
+                _insert(db, part)
+        return pending
+
+    def parts(self, upload_id: str) -> list[Part]:
+        return [Part(*row) for row in self._all(f"SELECT {_columns(Part)} FROM parts WHERE upload_id = ?", upload_id)]
+
+    def drop_parts(self, upload_id: str) -> None:
+        with self._transaction() as db:
+            db.execute("DELETE FROM parts WHERE upload_id = ?", (upload_id,))
+
+    def complete_upload(self, upload: Upload, file: File) -> File | None:
+        """The upload's end and its file, seen together; None if it had ended already."""
+        with self._transaction() as db:
+            return _insert(db, file) if _end_upload(db, upload, "completed") else None
+
+    def cancel_upload(self, upload: Upload) -> bool:
+        with self._transaction() as db:
+            return _end_upload(db, upload, "cancelled")
+
+    def dead_uploads(self) -> list[str]:
+        """Uploads that nobody can complete any more and that still have parts."""
+        sql = "SELECT DISTINCT upload_id FROM parts, uploads ON upload_id = uploads.id WHERE status != 'pending' OR expires_at <= ?"
+        return [upload_id for (upload_id,) in self._all(sql, time.time())]
 
     # ---------------------------------------------------------------- batches
 
@@ -148,9 +202,26 @@ class Store:
         sql = f"SELECT {_columns(Batch)} FROM batches WHERE hidden_until <= ? AND seq < ? ORDER BY seq DESC LIMIT ?"
         return [Batch(*row) for row in self._all(sql, time.time(), 1 << 62 if after is None else after, limit)]
 
+    def created_since(self, moment: float) -> list[float]:
+        """When the newest batches were created, oldest first; at most 10,000 of them."""
+        sql = "SELECT created_at FROM batches ORDER BY seq DESC LIMIT 10000"
+        return [created for (created,) in self._all(sql) if created >= moment][::-1]
+
     def live_batches(self) -> list[int]:
         """Every batch that is not at its end, oldest first."""
         return [seq for (seq,) in self._all(f"SELECT seq FROM batches WHERE status IN ({_LIVE}) ORDER BY seq")]
+
+    def due_events(self, limit: int) -> list[Batch]:
+        """Batches whose end is yet to be told, oldest first."""
+        terminal = f"event_due = 1 AND status NOT IN ({_LIVE})"
+        return [
+            Batch(*row)
+            for row in self._all(f"SELECT {_columns(Batch)} FROM batches WHERE {terminal} ORDER BY seq LIMIT ?", limit)
+        ]
+
+    def settle_event(self, seq: int) -> None:
+        with self._transaction() as db:
+            db.execute("UPDATE batches SET event_due = 0 WHERE seq = ?", (seq,))
 
     def queued(self, model: str | None) -> tuple[int, int]:
         """(tokens, rows) enqueued for a model: of batches past validation and not at their end."""
@@ -206,4 +277,9 @@ def _insert(db: sqlite3.Connection, row: Row) -> Row:
     return msgspec.structs.replace(row, seq=cursor.lastrowid)
 
 
-_TABLES: dict[type, str] = {File: "files", Batch: "batches"}
+def _end_upload(db: sqlite3.Connection, upload: Upload, status: str) -> bool:
+    sql = "UPDATE uploads SET status = ? WHERE seq = ? AND status = 'pending'"
+    return db.execute(sql, (status, upload.seq)).rowcount == 1
+
+
+_TABLES: dict[type, str] = {File: "files", Upload: "uploads", Part: "parts", Batch: "batches"}

@@ -8,9 +8,9 @@ from typing import Any
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-MAX_REQUESTS = 50_000
+from streambatch.server.profiles import OPENAI, UNABLE, Profile, plain_endpoint
+
 MAX_EMBEDDING_INPUTS = 50_000
-MAX_BATCH_BYTES = 209_715_200
 MAX_LINE_BYTES = 64 << 20
 MAX_TOLD = 100  # errors listed; the rest only counts
 BLOCK = 1 << 18
@@ -75,10 +75,13 @@ KINDS: dict[type, str] = {
 class Validation:
     """One file against one endpoint; `step` looks at some more lines."""
 
-    def __init__(self, path: Path, endpoint: str, models: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self, path: Path, endpoint: str, models: tuple[str, ...] | None = None, profile: Profile = OPENAI
+    ) -> None:
         self._file = path.open("rb", buffering=BLOCK)
-        self._endpoint = endpoint
-        self._models = models
+        self._endpoint = plain_endpoint(endpoint)
+        self._models = () if endpoint in UNABLE else profile.models if models is None else models
+        self._profile = profile
         self._decode = msgspec.json.Decoder(Request).decode
         self._ids: set[int] = set()
         self._told: list[Told] = []
@@ -96,8 +99,8 @@ class Validation:
             if not line:
                 return self._verdict()
             self._line += 1
-            if self._line > MAX_REQUESTS:
-                return self._verdict(_too_many("requests", MAX_REQUESTS))
+            if self._line > self._profile.max_requests:
+                return self._verdict(_too_many("requests", self._profile.max_requests))
             told = self._look(line)
             if told is not None:
                 self._told.append(told)
@@ -116,7 +119,8 @@ class Validation:
         if self._inputs > MAX_EMBEDDING_INPUTS:
             told.append(_too_many("embedding inputs", MAX_EMBEDDING_INPUTS))
         self.close()
-        return Verdict(tuple(told), self._line, self._model, self._bytes // 4)
+        model = self._model if self._profile.one_model else None
+        return Verdict(tuple(told), self._line, model, self._bytes // 4)
 
     def _look(self, line: bytes) -> Told | None:
         """What is wrong with a line; None for nothing."""
@@ -140,7 +144,7 @@ class Validation:
                 "method",
                 at,
             )
-        if row.url != self._endpoint:
+        if row.url != self._endpoint and plain_endpoint(row.url) != self._endpoint:
             return Told(
                 "invalid_url", "The URL provided for this request does not match the batch endpoint.", "url", at
             )
@@ -167,7 +171,7 @@ class Validation:
             )
         if self._model is None:
             self._model = model
-        if model != self._model:
+        if model != self._model and self._profile.one_model:
             message = (
                 f"The model '{model}' for this request does not match the rest of the batch. "
                 "Each batch must contain requests for a single model."

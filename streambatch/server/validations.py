@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from streambatch.server.faults import Faults
+from streambatch.server.profiles import Profile
 from streambatch.server.store import Store
 from streambatch.server.turns import Turns
 from streambatch.server.validation import Validation, Verdict, cannot_find
@@ -21,8 +22,11 @@ log = logging.getLogger("streambatch.server")
 class Validations:
     """Verdicts on new batches; plans a batch's turn once there is one, not before it is due."""
 
-    def __init__(self, contents: Path, store: Store, turns: Turns, faults: Callable[[], Faults]) -> None:
+    def __init__(
+        self, contents: Path, store: Store, turns: Turns, faults: Callable[[], Faults], profile: Profile
+    ) -> None:
         self._contents, self._store, self._turns, self._faults = contents, store, turns, faults
+        self._profile = profile
         self._waiting: deque[tuple[int, float]] = deque()
         self._now: tuple[int, float, Validation] | None = None
         self._verdicts: dict[int, Verdict] = {}
@@ -62,7 +66,7 @@ class Validations:
         seq, due = self._waiting[0]
         batch = self._store.batch(seq)
         file = self._store.file(batch.input_file_id)
-        if batch.status != "validating" or file is None or file.purpose != "batch":
+        if batch.status != "validating" or file is None or file.purpose not in self._profile.batch_purposes:
             self._judge(seq, due, cannot_find(batch.input_file_id))
         elif self._store.update(seq, ("validating",), input_content=file.content):
             models = self._faults().script.models
@@ -72,7 +76,7 @@ class Validations:
 
     def _open(self, seq: int, due: float, content: Path, endpoint: str, models: tuple[str, ...] | None) -> None:
         try:
-            self._now = (seq, due, Validation(self._contents / content, endpoint, models))
+            self._now = (seq, due, Validation(self._contents / content, endpoint, models, self._profile))
         except OSError as error:
             self._judge(seq, due, self._unreadable(seq, error))
 

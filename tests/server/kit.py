@@ -3,6 +3,7 @@
 import http.client
 import json
 import time
+from copy import copy
 from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
@@ -32,11 +33,18 @@ class Wire:
     def __init__(self, url: str, key: str) -> None:
         parts = urlsplit(url)
         self.host, self.port, self.key = parts.hostname or "", parts.port or 0, key
+        self.timeout_s = 20.0
+
+    def within(self, timeout_s: float) -> "Wire":
+        """The same, less patient."""
+        other = copy(self)
+        other.timeout_s = timeout_s
+        return other
 
     def call(self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Said:
         """`body` is bytes, or anything that goes out as JSON."""
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        connection = http.client.HTTPConnection(self.host, self.port, timeout=20)
+        connection = http.client.HTTPConnection(self.host, self.port, timeout=self.timeout_s)
         try:
             connection.request(method, path, data, {"Authorization": f"Bearer {self.key}", **(headers or {})})
             answer = connection.getresponse()
@@ -87,10 +95,12 @@ class Wire:
         return self.call("GET", "/control/ledger" + (f"?run={run}" if run else "")).json
 
 
-def multipart(data: bytes, name: str | None, fields: dict[str, str]) -> tuple[bytes, dict[str, str]]:
+def multipart(
+    data: bytes, name: str | None, fields: dict[str, str], part: str = "file"
+) -> tuple[bytes, dict[str, str]]:
     parts = [f'--b\r\nContent-Disposition: form-data; name="{k}"\r\n\r\n{v}\r\n'.encode() for k, v in fields.items()]
     if name is not None:
-        head = f'--b\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\n'
+        head = f'--b\r\nContent-Disposition: form-data; name="{part}"; filename="{name}"\r\n'
         parts.append(head.encode() + b"Content-Type: application/octet-stream\r\n\r\n" + data + b"\r\n")
     return b"".join(parts) + b"--b--\r\n", {"Content-Type": "multipart/form-data; boundary=b"}
 

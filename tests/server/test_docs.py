@@ -7,13 +7,14 @@ from pathlib import Path
 
 import msgspec
 
-from streambatch.server import script
+from streambatch.server import rules
 from streambatch.server.limits import TIERS
-from streambatch.server.script import ROUTES, parse_script
+from streambatch.server.rules import ROUTES
+from streambatch.server.script import parse_script
 
 PAGE = Path(__file__).parent.parent.parent / "docs" / "server.md"
 BEGIN, END = "<!-- rules:", "<!-- end of rules -->"
-TABLES = {"http": script.HttpRule, "rows": script.RowRule, "batches": script.BatchRule}
+TABLES = {"http": rules.HttpRule, "rows": rules.RowRule, "batches": rules.BatchRule}
 SHARED = {"after", "times", "probability", "on"}
 
 
@@ -70,7 +71,7 @@ def test_the_page_names_routes_tiers_and_flags() -> None:
 def test_the_example_is_a_script() -> None:
     [example] = re.findall(r"```toml\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.S)
     parsed = parse_script(tomllib.loads(example), "the page")
-    assert [len(rules) for rules in (parsed.http, parsed.rows, parsed.batches)] == [2, 1, 1]
+    assert [len(rules) for rules in (parsed.http, parsed.rows, parsed.batches)] == [3, 1, 1]
 
 
 if __name__ == "__main__":

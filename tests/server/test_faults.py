@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from streambatch.errors import ConfigError
 from streambatch.server.faults import Faults
@@ -48,6 +49,8 @@ ROUTES = [
     ("upload", "POST", "/v1/files"), ("files", "GET", "/v1/files"), ("file", "GET", "/v1/files/x"),
     ("delete", "DELETE", "/v1/files/x"), ("content", "GET", "/v1/files/x/content"), ("create", "POST", "/v1/batches"),
     ("list", "GET", "/v1/batches"), ("retrieve", "GET", "/v1/batches/x"), ("cancel", "POST", "/v1/batches/x/cancel"),
+    ("upload_create", "POST", "/v1/uploads"), ("part", "POST", "/v1/uploads/x/parts"),
+    ("upload_complete", "POST", "/v1/uploads/x/complete"), ("upload_cancel", "POST", "/v1/uploads/x/cancel"),
     ("models", "GET", "/v1/models"), ("model", "GET", "/v1/models/x"),
 ]  # fmt: skip
 
@@ -152,6 +155,86 @@ def test_garbled_json_and_other_bodies(start: Start) -> None:
     assert (said.status, said.body, said.headers["x-who"]) == (502, b"<html>bad</html>", "proxy")
 
 
+def test_a_key_that_is_refused_until_it_is_renewed(start: Start) -> None:
+    rule = {"do": "answer", "on": "*", "status": 401, "code": "invalid_api_key", "after": 1, "times": 2}
+    wire = start({"http": [rule]})
+    assert [wire.call("GET", "/v1/models").status for _ in range(4)] == [200, 401, 401, 200]
+
+
+def test_an_answer_that_comes_late_or_never(start: Start) -> None:
+    late = {"do": "late", "on": "create", "seconds": 0.3, "times": 1}
+    wire = start({"http": [late, {"do": "late", "on": "create", "after": 1}]})
+    asked = {"input_file_id": wire.upload(chat(1)).json["id"], "endpoint": CHAT, "completion_window": "24h"}
+    began = time.monotonic()
+    assert wire.call("POST", "/v1/batches", asked).status == 200
+    assert time.monotonic() - began >= 0.3
+    with pytest.raises(TimeoutError):
+        wire.within(0.3).call("POST", "/v1/batches", asked)
+    assert wire.ledger()["batches"] == 2
+
+
+def test_a_call_that_hangs_does_nothing(start: Start) -> None:
+    wire = start({"http": [{"do": "hang", "on": "create", "times": 1}]})
+    with pytest.raises(TimeoutError):
+        wire.within(0.3).call("POST", "/v1/batches", {})
+    assert wire.ledger()["batches"] == 0
+
+
+def test_a_download_that_stops_in_the_middle(start: Start) -> None:
+    wire = start({"http": [{"do": "hang", "on": "content", "at": 1000, "times": 1}]})
+    batch = wire.run(chat(50))
+    path = f"/v1/files/{batch['output_file_id']}/content"
+    connection = http.client.HTTPConnection(wire.host, wire.port, timeout=0.3)
+    connection.request("GET", path, headers={"Authorization": f"Bearer {wire.key}"})
+    answer = connection.getresponse()
+    assert len(answer.read(1000)) == 1000
+    with pytest.raises(TimeoutError):
+        answer.read(1)
+    connection.close()
+    assert wire.ledger()["results_delivered"] == 0
+    assert len(wire.results(batch)[0]) == 50
+
+
+def test_a_download_that_stalls_for_a_while_is_whole(start: Start) -> None:
+    wire = start({"http": [{"do": "hang", "on": "content", "at": 1000, "seconds": 0.3}]})
+    began = time.monotonic()
+    assert len(wire.results(wire.run(chat(50)))[0]) == 50
+    assert time.monotonic() - began >= 0.3
+
+
+LARGE = chat(1) + b"x" * (32 << 20)  # more than all buffers between two sockets of one machine
+
+
+def test_an_upload_whose_body_is_not_read_on(start: Start, tmp_path: Path) -> None:
+    wire = start({"http": [{"do": "hang", "on": "upload", "at": 100_000, "times": 1}]})
+    with pytest.raises(TimeoutError):
+        wire.within(0.5).upload(LARGE)
+    assert wire.upload(chat(1)).status == 200
+    assert len(wire.call("GET", "/v1/files").json["data"]) == 1
+
+
+def test_an_upload_that_stalls_for_a_while_is_whole(start: Start) -> None:
+    wire = start({"http": [{"do": "hang", "on": "upload", "at": 0, "seconds": 0.3}]})
+    began = time.monotonic()
+    assert wire.content(wire.upload(chat(5000)).json["id"]) == chat(5000)
+    assert time.monotonic() - began >= 0.3
+
+
+def test_an_upload_that_is_dropped_in_the_middle(start: Start, tmp_path: Path) -> None:
+    wire = start({"http": [{"do": "cut", "on": "upload", "at": 100_000, "times": 1}]})
+    with pytest.raises((*DROPPED, BrokenPipeError)):
+        wire.upload(LARGE)
+    assert list((tmp_path / "data" / "contents").iterdir()) == []
+    assert wire.call("GET", "/v1/files").json["data"] == []
+
+
+def test_a_slow_upload(start: Start) -> None:
+    wire, data = start({"http": [{"do": "slow", "on": "upload", "bytes_per_s": 20_000}]}), chat(40)
+    began = time.monotonic()
+    assert wire.content(wire.upload(data).json["id"]) == data
+    assert time.monotonic() - began > 0.2
+
+
 # -------------------------------------------------------------------------------- rows
 
 
@@ -234,6 +317,40 @@ def test_a_body_that_is_text(start: Start) -> None:
     _, _, outputs, _ = run_with(start, {"do": "body_as_text"})
     assert all("error" not in line for line in outputs)
     assert json.loads(outputs[0]["response"]["body"])["object"] == "chat.completion"
+
+
+@pytest.mark.parametrize("at", [None, 30, 0])
+def test_a_line_that_is_no_json(start: Start, at: int | None) -> None:
+    wire = start({"rows": [{"do": "malformed", "custom_id": "row-3"} | ({} if at is None else {"at": at})]})
+    lines = wire.content(wire.run(chat(40))["output_file_id"]).split(b"\n")[:-1]
+    bad = [line for line in lines if not _is_json(line)]
+    assert (len(lines), len(bad)) == (40, 1)
+    assert at is None or len(bad[0]) == at
+
+
+def _is_json(line: bytes) -> bool:
+    try:
+        json.loads(line)
+    except json.JSONDecodeError:
+        return False
+    return True
+
+
+def test_a_wrong_answer(start: Start) -> None:
+    _, _, outputs, _ = run_with(start, {"do": "wrong", "custom_id": "row-3"})
+    right = {f"row-{n}": xxh3_64_hexdigest(f"question {n}".encode()) for n in range(40)}
+    texts = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"] for line in outputs}
+    assert [name for name in texts if not texts[name].startswith(right[name])] == ["row-3"]
+
+
+def test_lines_and_bodies_that_lie(start: Start) -> None:
+    line = {"do": "line", "custom_id": "row-3", "drop": ["error"], "set": {"id": None}}
+    body = {"do": "body", "custom_id": "row-4", "drop": ["usage"], "set": {"choices": []}}
+    wire = start({"rows": [line, body]})
+    lines = {each["custom_id"]: each for each in wire.results(wire.run(chat(40)))[0]}
+    assert (lines["row-3"]["id"], "error" in lines["row-3"], "error" in lines["row-5"]) == (None, False, True)
+    told = lines["row-4"]["response"]["body"]
+    assert (told["choices"], "usage" in told, told["object"]) == ([], False, "chat.completion")
 
 
 # ----------------------------------------------------------------------------- batches
@@ -330,6 +447,123 @@ def test_objects_that_lie(start: Start) -> None:
     assert seen["error_file_id"] == ""
 
 
+def test_a_batch_that_a_look_up_denies(start: Start) -> None:
+    wire = start({"batches": [{"do": "hide", "seconds": 0.3, "by_id": True, "times": 1}]})
+    batch_id = wire.create(chat(1))["id"]
+    for method, path in (("GET", f"/v1/batches/{batch_id}"), ("POST", f"/v1/batches/{batch_id}/cancel")):
+        said = wire.call(method, path)
+        assert (said.status, said.error["message"]) == (404, f"No batch found with id '{batch_id}'.")
+    time.sleep(0.35)
+    assert wire.finish(batch_id)["status"] == "completed"
+
+
+def test_counts_that_disagree_with_the_files(start: Start) -> None:
+    view = {"do": "view", "counts": {"completed": -2, "failed": 1}, "terminal_only": True}
+    wire = start({"batches": [view]})
+    batch = wire.run(chat(10))
+    assert batch["request_counts"] == {"total": 10, "completed": 8, "failed": 1}
+    assert len(wire.results(batch)[0]) == 10
+    with pytest.raises(ConfigError, match="counts"):
+        parse_script({"batches": [{"do": "view", "counts": {"lost": 1}}]}, "faults")
+
+
+def test_files_that_are_gone_early(start: Start) -> None:
+    wire = start({"batches": [{"do": "files_gone", "seconds": 0.4, "times": 1}, {"do": "files_gone", "after": 1}]})
+    later, at_once = wire.run(chat(1)), wire.run(chat(1))
+    paths = [f"/v1/files/{batch['output_file_id']}" for batch in (later, at_once)]
+    assert [wire.call("GET", path + "/content").status for path in paths] == [200, 404]
+    time.sleep(0.45)
+    assert [wire.call("GET", path).status for path in paths] == [404, 404]
+    ids = [file["id"] for file in wire.call("GET", "/v1/files").json["data"]]
+    assert sorted(ids) == sorted(batch["input_file_id"] for batch in (later, at_once))
+
+
+def test_an_input_that_is_gone_before_it_is_read_fails_its_batch(start: Start) -> None:
+    wire = start({"batches": [{"do": "files_gone", "input": True, "times": 1}]})
+    batch = wire.run(chat(1))
+    assert (batch["status"], batch["errors"]["data"][0]["param"]) == ("failed", "file_id")
+    assert wire.call("GET", f"/v1/files/{batch['input_file_id']}").status == 404
+    assert wire.run(chat(1))["status"] == "completed"
+
+
+# ------------------------------------------------------------------- the service as a whole
+
+
+def test_a_list_full_of_other_peoples_batches(start: Start) -> None:
+    wire = start({"foreign": 250})
+    ours = [wire.create(chat(1, first=n))["id"] for n in range(3)][::-1]
+    seen: list[Any] = []
+    after, pages = "", 0
+    while pages < 10:
+        page = wire.call("GET", f"/v1/batches?limit=100{after}").json
+        seen, pages, after = seen + page["data"], pages + 1, f"&after={page['last_id']}"
+        if not page["has_more"]:
+            break
+    assert (pages, len(seen), len({batch["id"] for batch in seen})) == (3, 253, 253)
+    assert [batch["id"] for batch in seen][-3:] == ours
+    stranger = seen[7]
+    assert (stranger["status"], set(stranger)) == ("completed", set(seen[-1]))
+    assert wire.batch(stranger["id"])["id"] == stranger["id"]
+    assert wire.call("POST", f"/v1/batches/{stranger['id']}/cancel").status == 409
+    assert wire.call("GET", f"/v1/files/{stranger['output_file_id']}").status == 404
+    assert wire.ledger()["batches"] == 3
+    wire.call("DELETE", "/control/faults")
+    assert [batch["id"] for batch in wire.call("GET", "/v1/batches").json["data"]] == ours
+    assert wire.call("GET", f"/v1/batches/{stranger['id']}").status == 404
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 4])
+def test_pages_over_strangers_and_ours_have_no_seam(start: Start, limit: int) -> None:
+    wire = start({"foreign": 3})
+    ours = [wire.create(chat(1, first=n))["id"] for n in range(3)][::-1]
+    seen, query = [], ""
+    while True:
+        page = wire.call("GET", f"/v1/batches?limit={limit}{query}").json
+        seen += [batch["id"] for batch in page["data"]]
+        if not page["has_more"]:
+            break
+        query = f"&after={page['last_id']}"
+    assert (len(seen), seen[3:]) == (6, ours)
+
+
+def test_batches_that_advance_by_looks(start: Start) -> None:
+    wire = start({"advance": {"by": "looks", "n": 3}}, speed=1)
+    batch_id = wire.create(chat(5))["id"]
+    time.sleep(0.1)
+    states = []
+    while (status := wire.batch(batch_id)["status"]) != "completed":
+        states.append(status)
+        time.sleep(0.05)
+        assert len(states) < 50
+    assert [states.count(state) for state in ("validating", "in_progress", "finalizing")] == [3, 3, 3]
+
+
+def test_looks_through_the_list_count_and_a_cancel_needs_them_too(start: Start) -> None:
+    wire = start({"advance": {"by": "looks", "n": 2}}, speed=1)
+    batch_id = wire.create(chat(5))["id"]
+    wire.call("POST", f"/v1/batches/{batch_id}/cancel")
+    time.sleep(0.1)
+    looks = []
+    for _ in range(4):
+        looks.append(wire.call("GET", "/v1/batches").json["data"][0]["status"])
+        time.sleep(0.05)
+    assert looks == ["cancelling", "cancelling", "cancelled", "cancelled"]
+
+
+def test_a_batch_stuck_for_ever_is_not_moved_by_looks(start: Start) -> None:
+    wire = start({"advance": {"by": "looks"}, "batches": [{"do": "stuck", "state": "in_progress"}]})
+    batch_id = wire.create(chat(1))["id"]
+    for _ in range(10):
+        wire.batch(batch_id)
+        time.sleep(0.02)
+    assert wire.batch(batch_id)["status"] == "in_progress"
+
+
+def test_batches_that_advance_at_once(start: Start) -> None:
+    wire = start({"advance": {"by": "once"}}, speed=0.001)
+    assert wire.run(chat(5000))["request_counts"]["completed"] == 5000
+
+
 def test_files_that_come_late_or_never(start: Start) -> None:
     rules = [{"do": "late_files", "seconds": 0.3, "times": 1}, {"do": "late_files", "after": 1}]
     wire = start({"batches": rules})
@@ -378,6 +612,9 @@ def test_a_script_from_a_toml_file(tmp_path: Path) -> None:
         ({"rows": [{"do": "lost", "match": "("}]}, "no regular expression"),
         ({"rows": [{"do": "lost", "probability": 2}]}, "probability lies between 0 and 1"),
         ({"batches": [{"do": "stuck", "state": "asleep"}]}, "unknown state 'asleep'"),
+        ({"advance": {"by": "wind"}}, "'wind'"),
+        ({"advance": {"n": -1}}, "n is not negative"),
+        ({"foreign": -1}, "foreign lies between"),
         ({"rules": []}, "unknown field `rules`"),
         ([], "Expected `object`"),
     ],

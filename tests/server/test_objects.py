@@ -7,8 +7,9 @@ from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
-from streambatch.server.validation import MAX_BATCH_BYTES
+from streambatch.server.profiles import OPENAI, PROFILES
 from tests.server.conftest import Start
 from tests.server.kit import CHAT, Wire, chat, multipart
 
@@ -96,8 +97,8 @@ def test_a_broken_multipart_body_is_refused_and_leaves_nothing(start: Start, tmp
 
 
 def test_a_batch_file_has_a_limit(start: Start, tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert MAX_BATCH_BYTES == 209_715_200
-    monkeypatch.setattr("streambatch.server.uploads.MAX_BATCH_BYTES", 10_000)
+    assert OPENAI.max_bytes == 209_715_200
+    monkeypatch.setitem(PROFILES, "openai", replace(OPENAI, max_bytes=10_000))
     wire = start()
     said = wire.upload(chat(1000))
     assert said.status == 413

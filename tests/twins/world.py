@@ -13,7 +13,7 @@ import trio
 import trio.testing
 from trio._core import _run as trio_run
 
-from streambatch.config import Config
+from streambatch.config import Config, Mode
 from streambatch.core.models import ShardLimits
 from streambatch.core.report import Summary
 from streambatch.edge import files
@@ -53,7 +53,12 @@ def config(tmp: Path, source: Path, **changes: Any) -> Config:
 
 
 async def visit(
-    config: Config, api: BatchApi, clock: VirtualClock, chance: random.Random, journal: str | None = None
+    config: Config,
+    api: BatchApi,
+    clock: VirtualClock,
+    chance: random.Random,
+    journal: str | None = None,
+    mode: Mode = Mode.RUN,
 ) -> Summary:
     """One visit of the real engine to `api`, behind the real retries."""
 
@@ -68,7 +73,7 @@ async def visit(
         lambda run: str(run.journal) if journal is None else journal,
         look_every_s=600.0,
     )
-    return await run_engine(config, connect, None, house=house)
+    return await run_engine(config, connect, None, mode=mode, house=house)
 
 
 class Weather:

@@ -54,11 +54,6 @@ def parse_span(text: str) -> tuple[int, int] | None:
     return None
 
 
-def is_remainder(shard: str) -> bool:
-    """Whether a shard's name is a remainder's."""
-    return shard.startswith("r")
-
-
 def cut_text(settings: Settings) -> str:
     """The value of `streambatch-cut`: how this run cuts and shapes its input."""
     limits = settings.limits

@@ -15,6 +15,7 @@ import anyio
 import msgspec
 
 from streambatch.core import events as e
+from streambatch.core import lifecycle, tags
 from streambatch.core.jobs import RefusedLine
 from streambatch.core.models import Segment, Shard, ShardState
 from streambatch.edge import projection
@@ -30,6 +31,9 @@ _events = msgspec.json.Decoder(e.AnyEvent)
 _shards = msgspec.json.Decoder(Shard)
 _segments = msgspec.json.Decoder(Segment)
 _found = msgspec.json.Decoder(e.Found)
+
+_UNSETTLED = tuple(state.value for state in ShardState if state is not ShardState.SETTLED)
+_MOVING = tuple(state.value for state in ShardState if state not in lifecycle.FINAL)
 
 
 class SegmentRow(msgspec.Struct, frozen=True):
@@ -133,15 +137,22 @@ class Store:
 
     def span(self) -> tuple[float, float]:
         """When the first and the newest event were written, unix seconds."""
-        first, last = self._db.execute("SELECT MIN(at), MAX(at) FROM events").fetchone()
-        return (first or 0.0), (last or 0.0)
+        ends = [
+            self._db.execute(f"SELECT at FROM events ORDER BY seq {way} LIMIT 1").fetchone() for way in ("", "DESC")
+        ]
+        first, last = (0.0 if row is None else float(row[0]) for row in ends)
+        return first, last
 
     def totals(self) -> dict[str, int]:
         return dict(self._db.execute("SELECT name, value FROM totals"))
 
     def states(self) -> dict[str, int]:
-        """How many shards stand in each state."""
-        return dict(self._db.execute("SELECT state, COUNT(*) FROM shards GROUP BY state"))
+        """How many shards stand in each state. The settled ones, nearly all in the end, are not counted one by one."""
+        marks = ",".join("?" * len(_UNSETTLED))
+        query = f"SELECT state, COUNT(*) FROM shards WHERE state IN ({marks}) GROUP BY state"
+        states = dict(self._db.execute(query, _UNSETTLED))
+        settled = self.totals().get("shards", 0) - sum(states.values())
+        return {**states, ShardState.SETTLED.value: settled} if settled else states
 
     def dump(self) -> dict[str, list[tuple[object, ...]]]:
         """All state rows, for comparing."""
@@ -212,8 +223,9 @@ class Store:
 
     def busy(self, model: str, generation: int) -> bool:
         """Whether a shard of this model and a lower or equal generation has not ended yet."""
-        query = """SELECT 1 FROM shards WHERE state NOT IN ('settled','returned') AND model = ? AND generation <= ? LIMIT 1"""
-        return self._db.execute(query, (model, generation)).fetchone() is not None
+        marks = ",".join("?" * len(_MOVING))
+        query = f"SELECT 1 FROM shards WHERE state IN ({marks}) AND model = ? AND generation <= ? LIMIT 1"
+        return self._db.execute(query, (*_MOVING, model, generation)).fetchone() is not None
 
     def refused_lines(self, shard: str) -> tuple[RefusedLine, ...]:
         """The lines that the service named when it last refused this shard's batch."""
@@ -235,12 +247,29 @@ class Store:
         row = self._db.execute("SELECT MIN(created_at) FROM files WHERE shard=?", (shard,)).fetchone()
         return None if row[0] is None else float(row[0])
 
-    def found(self, shard: str | None = None) -> list[e.Found]:
-        """Batches that were found and run no shard yet; of one shard, or all."""
-        where, args = ("", ()) if shard is None else (" WHERE shard=?", (shard,))
-        return [
-            _found.decode(b) for (b,) in self._db.execute(f"SELECT body FROM found{where} ORDER BY create_no", args)
-        ]
+    def found(self, shard: str) -> list[e.Found]:
+        """Batches of a shard that were found and run it not yet."""
+        query = "SELECT body FROM found WHERE shard=? ORDER BY create_no"
+        return [_found.decode(b) for (b,) in self._db.execute(query, (shard,))]
+
+    def found_spans(self) -> dict[int, int]:
+        """Lines by first ordinal of the segments of found batches."""
+        spans = (tags.parse_span(_found.decode(b).rows) for (b,) in self._db.execute("SELECT body FROM found"))
+        return dict(span for span in spans if span is not None)
+
+    def findable(self, states: Sequence[ShardState]) -> list[str]:
+        """Shards in these states for which a batch was found, oldest segment first."""
+        marks = ",".join("?" * len(states))
+        query = f"""SELECT name FROM shards s WHERE state IN ({marks})
+                    AND EXISTS (SELECT 1 FROM found f WHERE f.shard = s.name) ORDER BY first_segment, name"""
+        return [name for (name,) in self._db.execute(query, [s.value for s in states])]
+
+    def lost_remainder(self) -> str | None:
+        """A remainder that a found batch runs and that the journal does not know."""
+        query = """SELECT shard FROM found WHERE shard GLOB 'r[0-9]*'
+                    AND NOT EXISTS (SELECT 1 FROM shards s WHERE s.name = found.shard) LIMIT 1"""
+        row = self._db.execute(query).fetchone()
+        return None if row is None else str(row[0])
 
 
 def _private(path: str) -> None:

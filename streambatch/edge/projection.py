@@ -27,6 +27,7 @@ CREATE INDEX shards_by_state ON shards(state, first_segment, name);
 CREATE INDEX shards_by_end ON shards(swept, last_segment);
 CREATE TABLE touches(segment INTEGER, shard TEXT, rows INTEGER NOT NULL, PRIMARY KEY(segment, shard)) WITHOUT ROWID;
 CREATE TABLE files(file_id TEXT PRIMARY KEY, shard TEXT NOT NULL, created_at REAL NOT NULL) WITHOUT ROWID;
+CREATE INDEX files_by_shard ON files(shard, created_at);
 CREATE TABLE batches(
     batch_id TEXT PRIMARY KEY, shard TEXT NOT NULL, create_no INTEGER NOT NULL, file_id TEXT, status TEXT NOT NULL,
     output_id TEXT, error_id TEXT) WITHOUT ROWID;
@@ -36,6 +37,7 @@ CREATE INDEX found_by_shard ON found(shard);
 CREATE TABLE pool(
     parent TEXT, generation INTEGER, model TEXT NOT NULL, max_rows INTEGER NOT NULL, first_segment INTEGER NOT NULL,
     rows INTEGER NOT NULL, taken INTEGER NOT NULL, settled INTEGER NOT NULL, PRIMARY KEY(parent, generation)) WITHOUT ROWID;
+CREATE INDEX pool_open ON pool(model, generation, max_rows, first_segment) WHERE taken < rows;
 """
 USER_VERSION = 1
 REASON = "reason\n"

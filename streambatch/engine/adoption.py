@@ -22,6 +22,10 @@ UNKNOWABLE = (
     "The service's list shows batches without metadata and without input file, so a batch that hides can't be told from one that"
     " was never created; nothing more is bought."
 )
+LOST_REMAINDER = (
+    "A batch of remainder {name} was found, but the journal that says which rows it carries is lost; buying its rows"
+    " again needs another --run-id."
+)
 
 
 class Adoption:
@@ -151,17 +155,18 @@ class Adoption:
     async def settle_found(self) -> None:
         """Give every find whose shard is here and waits to that shard."""
         visit = self._visit
-        names = {find.shard for find in await visit.journal.read(Store.found)}
-        for name in sorted(names):
+        for name in await visit.journal.read(Store.findable, ADOPTABLE):
             shard = await visit.claim(name, *ADOPTABLE)
             if shard is None:
-                self._check_remainder(name, await visit.journal.read(Store.shard, name))
                 continue
             try:
                 for event in await self.of_fresh(shard):
                     await visit.journal.append(event)
             finally:
                 visit.release(name)
+        lost = await visit.journal.read(Store.lost_remainder)
+        if lost is not None:
+            visit.end("paused", LOST_REMAINDER.format(name=lost), 4)
 
     async def of_fresh(self, shard: Shard) -> list[e.ShardEvent]:
         """What finds mean for a shard that waits: the events that adopt one, or none."""
@@ -174,15 +179,6 @@ class Adoption:
             )
         picked = choice.choose(finds)
         return [] if picked.keep is None else [_adopted(shard, picked.keep)]
-
-    def _check_remainder(self, name: str, shard: Shard | None) -> None:
-        if shard is None and tags.is_remainder(name):
-            self._visit.end(
-                "paused",
-                f"A batch of remainder {name} was found, but the journal that says which rows it carries is lost; buying its rows"
-                " again needs another --run-id.",
-                4,
-            )
 
 
 def _adopted(shard: Shard, find: e.Found) -> e.Submitted:

@@ -10,7 +10,7 @@ import msgspec
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from streambatch.core import events as e
-from streambatch.core import jobs, tags
+from streambatch.core import jobs
 from streambatch.core.models import Segment, Shard, ShardState
 from streambatch.core.rows import why_stop
 from streambatch.edge import sources
@@ -71,13 +71,11 @@ class Maker:
 
     async def _segments(self, last: SegmentRow | None) -> Iterator[Segment]:
         visit = self._visit
-        found = await visit.journal.read(Store.found)
-        spans = [tags.parse_span(f.rows) for f in found]
         return sources.scan(
             visit.started.inputs,
             visit.started.settings.limits,
             after=None if last is None else last.segment,
-            known=dict(s for s in spans if s is not None),
+            known=await visit.journal.read(Store.found_spans),
             limit=visit.config.limit,
             rows_before=(await visit.journal.read(Store.totals)).get("rows", 0),
         )

@@ -2,6 +2,7 @@
 
 import random
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import pytest
 from streambatch.config import Mode
 from streambatch.core import events as e
 from streambatch.core import lifecycle
-from streambatch.core.models import Shard, ShardState
+from streambatch.core.jobs import SegmentCount
+from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.core.report import Summary
 from streambatch.core.wire import BatchError, BatchInfo
-from streambatch.edge.journal import SegmentRow, Store, read_only
+from streambatch.edge.journal import PoolGroup, SegmentRow, Store, read_only
 from streambatch.errors import ApiError, ConfigError
 from tests.e2e import rig
 from tests.engine.test_virtual import ids
@@ -198,3 +200,66 @@ def test_what_no_visit_can_mend_ends_this_one_at_once(tmp_path: Path) -> None:
         return anyio.current_time()
 
     assert simulate(main, 1) < 600
+
+
+def long_run(shards: int) -> Store:
+    """The journal of a run whose shards are settled and merged, but for the last few."""
+    store = Store(":memory:")
+    for k in range(shards):
+        segment = Segment(k, (Slice(0, k * 10, k * 10 + 10, k, 0),), k, 1, 10)
+        shard = Shard(f"{k:06d}-0", k, k, k, 0, "m", 1, 10, 1, "h")
+        name, batch, file = shard.name, f"batch-{k}", f"file-{k}"
+        log: list[e.Event] = [e.SegmentSealed(segment, "s", 1, 0, 0, None, (shard,)), e.Uploaded(name, file, float(k))]
+        log += [e.Intended(name, 1), e.Submitted(name, batch, file, 1)]
+        if k < shards - 5:
+            log += [e.BatchFinished(name, batch, "completed", "o", None, 1, 0, 1), e.Admitted(name)]
+            log += [e.Downloaded(name, True, False), settled(name, k)]
+            rest = Shard(f"r{k:06d}", None, k, k, 1, "m", 1, 10, 1, "h")
+            log.append(e.RemainderSealed(rest, (e.PoolTake(name, 1, 0, 1),), ((k, 1),)))
+        log.append(e.Found(f"other-{k}", f"x{k:06d}-0", 1, None, "", f"{k}+1", "in_progress", 1.0))
+        store.append(log)
+    return store
+
+
+def settled(name: str, segment: int) -> e.Settled:
+    return e.Settled(name, 0, 0, ((1, 1),), (SegmentCount(segment, 0, 0, 1),), Usage(), 0, 0, 0)
+
+
+def cost(store: Store, ask: Callable[[Store], object]) -> int:
+    """How much SQLite does for a question, in tens of its instructions."""
+    steps = Counter[str]()
+
+    def count() -> int:
+        steps["all"] += 1
+        return 0
+
+    store._db.set_progress_handler(count, 10)
+    ask(store)
+    store._db.set_progress_handler(None, 0)
+    return steps["all"]
+
+
+FLYING = (ShardState.INTENDED, ShardState.DOUBTED, ShardState.SUBMITTED)
+HOT: dict[str, Callable[[Store], object]] = {
+    "states": Store.states,
+    "pool": Store.pool,
+    "pool entries": lambda store: store.pool_entries(PoolGroup("m", 1, 0, 1, 0), 1000),
+    "busy": lambda store: store.busy("m", 0),
+    "count": lambda store: store.count(*FLYING),
+    "shards": lambda store: store.shards(FLYING, 10),
+    "oldest file": lambda store: store.oldest_file("000009-0"),
+    "span": Store.span,
+    "findable": lambda store: store.findable(FLYING),
+    "lost remainder": Store.lost_remainder,
+    "next to merge": Store.next_to_merge,
+    "swept": lambda store: store.swept(100),
+}
+
+
+def test_what_is_asked_at_every_turn_costs_the_same_in_a_long_run() -> None:
+    short, long = long_run(60), long_run(1200)
+    for store in (short, long):
+        for (name,) in store._db.execute("SELECT name FROM shards WHERE name LIKE 'r%'").fetchall():
+            store._db.execute("UPDATE shards SET state='settled' WHERE name=?", (name,))
+    dear = {name: (cost(short, ask), cost(long, ask)) for name, ask in HOT.items()}
+    assert {name: pair for name, pair in dear.items() if pair[1] > 2 * pair[0] + 20} == {}

@@ -97,6 +97,11 @@ class RunFiles:
                 f"The run directory {self.folder} can't be made: {os.strerror(error.errno or 0)}."
             ) from error
 
+    def forget_cancel(self) -> None:
+        """Drop a request to cancel that an engine before this one left unanswered."""
+        with disk(f"Removing {self.cancel}"):
+            self.cancel.unlink(missing_ok=True)
+
     def stem(self, name: str) -> str:
         """The path without ending of a shard's (or segment's) spool files."""
         return str(self.spool / name)
@@ -294,8 +299,9 @@ class RunLock:
         self._fd: int | None = None
 
     def acquire(self) -> None:
-        """Raises ConfigError where another process holds the run."""
-        fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Raises ConfigError where another process holds the run, StorageError where it can't be locked."""
+        with disk(f"Opening {self._path}"):
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

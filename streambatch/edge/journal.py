@@ -202,9 +202,8 @@ class Store:
 
     def mark_swept(self, names: Sequence[str]) -> None:
         """Note that the spool files of these shards are gone: housekeeping, no event."""
-        self._db.execute("BEGIN")
-        self._db.executemany("UPDATE shards SET swept=1 WHERE name=?", [(n,) for n in names])
-        self._db.execute("COMMIT")
+        marks = ",".join("?" * len(names))
+        self._db.execute(f"UPDATE shards SET swept=1 WHERE name IN ({marks})", list(names))
 
     # -- reading: the pool
 
@@ -334,9 +333,12 @@ class Journal:
             self._failpoints.hit(f"{when}-{type(event).__name__}")
 
     async def read(self, query: Callable[Concatenate[Store, P], T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Ask the store: `await journal.read(Store.shard, name)`."""
+        """Ask the store: `await journal.read(Store.shard, name)`. Raises JournalError."""
         async with self._lock:
-            return await self._blocking(lambda: query(self._store, *args, **kwargs))
+            try:
+                return await self._blocking(lambda: query(self._store, *args, **kwargs))
+            except sqlite3.Error as error:
+                raise JournalError(f"The journal can't be used: {error}.", hint=_HINT) from error
 
     async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):

@@ -36,6 +36,7 @@ async def run(
     lock = RunLock(files)
     lock.acquire()
     try:
+        files.forget_cancel()
         points = failpoints.from_environment(os.environ)
         store = Store(house.journal(files), now=house.clock.wall)
         listen: Listener = on_event if on_event is not None else _deaf

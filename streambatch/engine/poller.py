@@ -110,11 +110,13 @@ class Poller:
         await self._judge(shard, batch)
 
     def _not_found(self, shard: Shard, batch_id: str) -> None:
-        """A batch that we know can hide from one look-up; only one that hides for long is gone."""
+        """A batch that we know can hide from one look-up, a young one for a grace; only one that hides for long is gone."""
+        visit = self._visit
         self._missing[batch_id] = self._missing.get(batch_id, 0) + 1
-        if self._missing[batch_id] >= PATIENT_LOOKUPS:
-            self._visit.stuck.add(shard.name)
-            self._visit.end(
+        known_s = visit.world.clock.monotonic() - visit.since[batch_id]
+        if self._missing[batch_id] >= PATIENT_LOOKUPS and known_s >= visit.config.adopt_grace_s:
+            visit.stuck.add(shard.name)
+            visit.end(
                 "paused",
                 f"The service no longer knows batch {batch_id}, which runs {shard.rows} rows of shard {shard.name}; they may have"
                 " been paid, so nothing is bought again without your word.",

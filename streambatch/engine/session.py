@@ -93,10 +93,10 @@ class Session:
             return True
         exhausted, last = self._store.last(e.Exhausted), self._store.last_segment()
         limit, rows = self._config.limit, self._store.totals().get("rows", 0)
-        more = exhausted is not None and exhausted.limited and (limit is None or limit > rows)
+        more = exhausted is not None and exhausted.limited
         ends = (0, 0) if last is None else last.segment.end
         grown = any((k > ends[0] and f.size) or (k == ends[0] and f.size > ends[1]) for k, f in enumerate(inputs))
-        if more or (grown and limit is None):
+        if (more or grown) and (limit is None or limit > rows):
             await self._publisher.reopen()
             return False
         await self._publisher.check()

@@ -17,8 +17,10 @@ from streambatch.core.jobs import SegmentCount
 from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.core.report import Summary
 from streambatch.core.wire import BatchError, BatchInfo
-from streambatch.edge.journal import PoolGroup, SegmentRow, Store, read_only
-from streambatch.errors import ApiError, ConfigError
+from streambatch.edge import files
+from streambatch.edge.files import RunFiles, RunLock
+from streambatch.edge.journal import Journal, PoolGroup, SegmentRow, Store, read_only
+from streambatch.errors import ApiError, ConfigError, JournalError, StorageError
 from tests.e2e import rig
 from tests.engine.test_virtual import ids
 from tests.twins.api import Call, MemoryBatchApi
@@ -263,3 +265,73 @@ def test_what_is_asked_at_every_turn_costs_the_same_in_a_long_run() -> None:
             store._db.execute("UPDATE shards SET state='settled' WHERE name=?", (name,))
     dear = {name: (cost(short, ask), cost(long, ask)) for name, ask in HOT.items()}
     assert {name: pair for name, pair in dear.items() if pair[1] > 2 * pair[0] + 20} == {}
+
+
+def test_a_request_to_cancel_that_a_killed_engine_left_is_forgotten(tmp_path: Path) -> None:
+    """Who types the same command again wants to go on."""
+    source = rig.write_requests(tmp_path / "in.jsonl", 30)
+
+    async def main() -> Summary:
+        clock = VirtualClock()
+        api = MemoryBatchApi(clock)
+        asked = config(tmp_path, source)
+        await visit(msgspec.structs.replace(asked, once=True), api, clock, random.Random(1))
+        (tmp_path / "out.jsonl.run" / "cancel").touch()
+        return await visit(asked, api, clock, random.Random(1))
+
+    assert simulate(main, 1).state == "finished"
+
+
+def test_rows_added_to_a_finished_run_are_taken_up_to_a_limit(tmp_path: Path) -> None:
+    source = rig.write_requests(tmp_path / "in.jsonl", 10)
+
+    async def main() -> list[int]:
+        clock = VirtualClock()
+        api = MemoryBatchApi(clock)
+        asked = config(tmp_path, source)
+        done = []
+        for rows, limit in ((10, None), (30, 20), (30, 15), (30, None)):
+            rig.write_requests(source, rows)
+            summary = await visit(msgspec.structs.replace(asked, limit=limit), api, clock, random.Random(1))
+            done.append(summary.done)
+        return done
+
+    assert simulate(main, 1) == [10, 20, 20, 30]
+    assert ids(tmp_path / "out.jsonl") == ids(source)
+
+
+def test_a_young_batch_may_hide_for_a_grace(tmp_path: Path) -> None:
+    """Neither the list nor a look-up shows it at first; that is no reason to pause."""
+    source = rig.write_requests(tmp_path / "in.jsonl", 10)
+
+    async def late(call: Call) -> None:
+        if call.name == "get_batch" and not call.after and anyio.current_time() < 70.0:
+            raise ApiError("No batch found (404).", status=404)
+
+    async def main() -> Summary:
+        clock = VirtualClock()
+        api = MemoryBatchApi(clock, list_lag_s=90.0, duration_s=600.0, fault=late)
+        return await visit(config(tmp_path, source), api, clock, random.Random(1))
+
+    assert simulate(main, 1).state == "finished"
+
+
+def test_a_lock_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "lock").mkdir()
+    with pytest.raises(StorageError, match="lock"):
+        RunLock(RunFiles(str(tmp_path))).acquire()
+
+
+def test_a_disk_that_fails_under_housekeeping_is_the_journals_error(tmp_path: Path) -> None:
+    """And what is appended next does not stumble over a transaction that was left open."""
+
+    async def main() -> None:
+        store = long_run(1)
+        journal = Journal(store, files.inline, lambda event: None)
+        store._db.execute("PRAGMA query_only=1")
+        with pytest.raises(JournalError, match="readonly"):
+            await journal.read(Store.mark_swept, ["000000-0"])
+        store._db.execute("PRAGMA query_only=0")
+        await journal.append(e.Swept())
+
+    simulate(main, 1)

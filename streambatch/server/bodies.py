@@ -22,6 +22,13 @@ EMPTY_MESSAGES = RowError(
     status=400, code="empty_array", param="messages",
 )  # fmt: skip
 
+NO_INPUT = RowError(
+    "Missing required parameter: 'input'.", status=400, code="missing_required_parameter", param="input"
+)
+NO_BACKGROUND = RowError(
+    "Background mode is not supported in the Batch API.", status=400, code="unsupported_value", param="background"
+)
+
 
 def asked(body: dict[str, Any]) -> str:
     """The text that an answer's digest is of: the last user message, or the input or prompt."""
@@ -93,6 +100,10 @@ def _completion(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
 
 
 def _response(digest: str, body: dict[str, Any], text: str) -> dict[str, Any]:
+    if body.get("background"):
+        raise NO_BACKGROUND
+    if body.get("input") is None and body.get("prompt") is None:
+        raise NO_INPUT
     said = said_in_form(digest, body, text)
     read, written = _tokens(asked(body)), _tokens(_written(said))
     usage = {

@@ -1,6 +1,8 @@
 """The calls of the local server alone: the ledger, and the fault script. And the models, which take one line each."""
 
 import asyncio
+from collections.abc import Iterator
+from itertools import islice
 from typing import Any
 
 import msgspec
@@ -12,10 +14,31 @@ from streambatch.server.faults import Faults
 from streambatch.server.objects import MODELS, model_object
 from streambatch.server.script import Script, parse_script, to_plain
 
+ROWS_AT_ONCE = 5_000
+
 
 async def ledger(request: web.Request) -> web.StreamResponse:
-    service, run = request.app[SERVICE], request.query.get("run")
-    return answer(request, await asyncio.to_thread(service.ledger, run))
+    """The figures; with `rows=1` row by row, as JSON lines."""
+    service, run, rows = request.app[SERVICE], request.query.get("run"), request.query.get("rows", "0")
+    if rows not in ("0", "1"):
+        raise RefusedError(400, "Invalid 'rows': expected 0 or 1.", param="rows", code="invalid_value")
+    if rows == "0":
+        return answer(request, await asyncio.to_thread(service.ledger, run))
+    response = web.StreamResponse()
+    response.content_type = "application/jsonl"
+    told = await asyncio.to_thread(service.ledger_rows, run)
+    try:
+        await response.prepare(request)
+        while block := await asyncio.to_thread(_some, told):
+            await response.write(block)
+    finally:
+        await asyncio.to_thread(told.close)
+    await response.write_eof()
+    return response
+
+
+def _some(told: Iterator[bytes]) -> bytes:
+    return b"".join(islice(told, ROWS_AT_ONCE))
 
 
 async def get_faults(request: web.Request) -> web.StreamResponse:

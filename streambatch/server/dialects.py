@@ -4,12 +4,19 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
+from streambatch.server.snapshots import resolved
+
 Dialect = Callable[[dict[str, Any]], dict[str, Any]]
 NEW_SINCE_2024 = ("model", "usage")
 
 
 def as_it_is(shown: dict[str, Any]) -> dict[str, Any]:
     return shown
+
+
+def as_today(shown: dict[str, Any]) -> dict[str, Any]:
+    """With the snapshot that the model's name stands for."""
+    return shown if shown["model"] is None else shown | {"model": resolved(shown["model"])}
 
 
 def as_of_2024(shown: dict[str, Any]) -> dict[str, Any]:

@@ -24,7 +24,6 @@ LABELS = web.AppKey("labels", dict[Any, str])  # handler -> its name in fault sc
 BEGAN: ContextVar[float] = ContextVar("began", default=0.0)
 RULES: ContextVar[list[rules.HttpRule]] = ContextVar("rules")  # that hit this call and are the handler's to carry out
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-GZIP_FROM = 512
 STREAMED = ("upload", "part", "content")  # these stall in the middle of their bytes, not before
 EVERYWHERE = ("0.0.0.0", "::")  # bound to all addresses, so any name may be ours; a key is then required
 log = logging.getLogger("streambatch.server")
@@ -53,17 +52,25 @@ class HungUpError(Exception):
     """The script closed the connection."""
 
 
-def answer(request: web.Request, value: Any, status: int = 200) -> web.Response:
-    """JSON as the service sends it: gzip where the client takes it, chunked, without a length."""
-    body = dumped(value)
+def answer(request: web.Request, value: Any, status: int = 200, compact: bool = False) -> web.Response:
+    """JSON as the service sends it: mostly pretty, gzip where the client takes it, chunked, without a length."""
+    body = dumped(value, compact)
     response = web.Response(status=status, content_type="application/json")
-    if len(body) >= GZIP_FROM and "gzip" in request.headers.get("Accept-Encoding", ""):
+    if takes_gzip(request.headers.get("Accept-Encoding", "")):
         body = gzip.compress(body, 1)
         response.headers["Content-Encoding"] = "gzip"
     response.body = body
     if request.version >= (1, 1):
         response.enable_chunked_encoding()
     return response
+
+
+def takes_gzip(accepts: str) -> bool:
+    """Whether an Accept-Encoding names gzip, and not to forbid it."""
+    weights = [
+        weight for name, _, weight in (part.partition(";") for part in accepts.split(",")) if name.strip() == "gzip"
+    ]
+    return bool(weights) and re.fullmatch(r"\s*q=0(\.0*)?\s*", weights[0]) is None
 
 
 @web.middleware
@@ -175,9 +182,8 @@ def hang_up(request: web.Request) -> None:
 
 
 def _scripted(request: web.Request, rule: rules.Answer) -> web.Response:
-    kind = "server_error" if rule.status >= 500 else "invalid_request_error"
-    if rule.status == 429:
-        kind = "insufficient_quota" if rule.code in QUOTA else "requests"
+    usual = "server_error" if rule.status >= 500 else "requests" if rule.status == 429 else "invalid_request_error"
+    kind = usual if rule.code is None else TYPES.get(rule.code, usual)
     message = rule.message if rule.message is not None else MESSAGES.get(rule.status, "The request failed.")
     told = envelope(message, kind if rule.type is None else rule.type, rule.param, rule.code)
     response = answer(request, told, rule.status)
@@ -189,10 +195,13 @@ def _scripted(request: web.Request, rule: rules.Answer) -> web.Response:
     return response
 
 
-QUOTA = {
-    "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
-    "organization_usage_limit_exceeded", "billing_hard_limit_reached",
-}  # fmt: skip
+TYPES = dict.fromkeys(  # of codes whose type is not that of their status
+    (
+        "insufficient_quota", "credit_balance_exhausted", "organization_spend_limit_exceeded", "project_spend_limit_exceeded",
+        "organization_usage_limit_exceeded", "billing_hard_limit_reached",
+    ),
+    "insufficient_quota",
+) | {"slow_down": "rate_limit_error", "server_is_overloaded": "service_unavailable_error"}  # fmt: skip
 MESSAGES = {
     401: "Incorrect API key provided.",
     404: "Not found.",

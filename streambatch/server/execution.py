@@ -5,14 +5,14 @@ Everything is written at the committed lengths, so what a killed process left be
 
 import os
 from array import array
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import msgspec
 from xxhash import xxh3_64_intdigest
 
-from streambatch.server.answers import Answer, Answerer, failed, unanswered
+from streambatch.server.accounts import IN_ERROR, IN_OUTPUT, NOWHERE, names_path
+from streambatch.server.answers import Answer, Answerer, failed, name_in, unanswered
 from streambatch.server.faults import Faults
 from streambatch.server.ledger import HASH_BYTES, hashes_path
 from streambatch.server.mishaps import MESSAGES, MISHAPS, Chunk
@@ -52,23 +52,44 @@ class Execution:
         """Execute up to `rows` more rows; the columns of the batch that changed."""
         lines = self._read(batch, rows)
         bare = [line.rstrip(b"\r\n") for line in lines]
-        chunk = Chunk()
-        for line in bare:
-            if faults.has_rows and (rule := faults.row(self._name(line).custom_id)) is not None:
-                MISHAPS[type(rule)](chunk, rule, self._name(line).custom_id, self._answer(batch.endpoint, line))
-            else:
-                chunk.take(self._answer(batch.endpoint, line))
+        chunk, names = self._answer_all(bare, plain_endpoint(batch.endpoint), faults)
         marks = array("Q", map(xxh3_64_intdigest, bare))
         _write_at(hashes_path(self._ledger, batch.key), marks.tobytes(), HASH_BYTES * batch.executed)
+        _write_at(names_path(self._ledger, batch.key), names, batch.names_bytes)
         done = self._store_results(batch, lines, chunk)
         return done | {
             "executed": batch.executed + len(lines),
             "completed": batch.completed + chunk.completed,
             "failed": batch.failed + chunk.failed,
             "lost": batch.lost + chunk.lost,
+            "names_bytes": batch.names_bytes + len(names),
             "input_tokens": batch.input_tokens + chunk.input_tokens,
             "output_tokens": batch.output_tokens + chunk.output_tokens,
         }
+
+    def _answer_all(self, lines: list[bytes], endpoint: str, faults: Faults) -> tuple[Chunk, bytes]:
+        """What becomes of each line, and the ledger's list of them: where its result stands, and its custom_id."""
+        chunk = Chunk()
+        answers = [self._answer(endpoint, line) for line in lines]
+        if not faults.has_rows:
+            chunk.take_all(answers)
+            wheres = [IN_OUTPUT if answer.ok else IN_ERROR for answer in answers]
+        else:
+            wheres = [self._meet(chunk, *each, faults) for each in zip(lines, answers, strict=True)]
+        names = [where + name_in(answer.line) + b"\n" for where, answer in zip(wheres, answers, strict=True)]
+        return chunk, b"".join(names)
+
+    def _meet(self, chunk: Chunk, line: bytes, answer: Answer, faults: Faults) -> bytes:
+        """Take one row's answer, or what the script makes of it; where its result stands."""
+        errors, lost, custom_id = len(chunk.errors), chunk.lost, self._name(line).custom_id
+        rule = faults.row(custom_id)
+        if rule is None:
+            chunk.take(answer)
+        else:
+            MISHAPS[type(rule)](chunk, rule, custom_id, answer)
+        if chunk.lost > lost:
+            return NOWHERE
+        return IN_ERROR if len(chunk.errors) > errors else IN_OUTPUT
 
     def leave(self, batch: Batch, rows: int) -> dict[str, Any]:
         """Put up to `rows` more rows into the error file as never executed; the columns that changed."""
@@ -83,11 +104,9 @@ class Execution:
         size = 0
         with (self._contents / batch.input_content).open("rb", buffering=1 << 18) as file:
             file.seek(batch.offset)
-            for line in islice(iter(lambda: file.readline(MAX_LINE_BYTES), b""), rows):
+            while len(lines) < rows and size < MOST_BYTES and (line := file.readline(MAX_LINE_BYTES)):
                 lines.append(line)
                 size += len(line)
-                if size >= MOST_BYTES:
-                    break
         return lines
 
     def _store_results(self, batch: Batch, lines: list[bytes], chunk: Chunk) -> dict[str, Any]:
@@ -106,7 +125,7 @@ class Execution:
 
     def _answer(self, endpoint: str, line: bytes) -> Answer:
         try:
-            return self._answerer.answer(plain_endpoint(endpoint), line)
+            return self._answerer.answer(endpoint, line)
         except Exception as error:  # noqa: BLE001  no request line may stop the server: it is that row's error
             told = RowError(f"{MESSAGES[500]} ({type(error).__name__})")
             return failed("0" * 32, self._name(line).custom_id, told)

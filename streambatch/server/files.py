@@ -43,7 +43,7 @@ async def delete(request: web.Request) -> web.StreamResponse:
     service, file = request.app[SERVICE], _found(request)
     service.store.delete_file(file.key)
     service.forget_content(file.content)
-    return answer(request, {"object": "file", "id": file.id, "deleted": True})
+    return answer(request, {"id": file.id, "object": "file", "deleted": True})
 
 
 async def content(request: web.Request) -> web.StreamResponse:

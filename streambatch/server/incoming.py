@@ -4,10 +4,12 @@ import asyncio
 from pathlib import Path
 from typing import IO
 
-from aiohttp import BodyPartReader, web
+from aiohttp import web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from streambatch.server import rules
 from streambatch.server.door import RULES, RefusedError, hang_up, stall
+from streambatch.server.multipart import Multipart, Part
 
 BLOCK = 1 << 20
 READ = 1 << 18
@@ -54,26 +56,29 @@ class Incoming:
     async def read(self, request: web.Request) -> None:
         """Take all parts. Raises `RefusedError` for what is no upload, or too large."""
         try:
-            reader = await request.multipart()
-            while (part := await reader.next()) is not None:
-                if not isinstance(part, BodyPartReader):
-                    raise RefusedError(400, "Nested multipart bodies are not supported.")
-                if part.name == self._field and self.filename is not None:
-                    raise RefusedError(400, f"Only one '{self._field}' may be sent at a time.", param=self._field)
-                if part.name == self._field:
-                    self.filename = part.filename if part.filename is not None else "upload"
-                    await self._take_file(part, Meeting(request, RULES.get()))
-                elif part.name is not None:
-                    self.fields[part.name] = (await part.read_chunk(FIELD_BYTES)).decode("utf-8", "replace")
-        except (ValueError, AssertionError) as error:
+            body = Multipart(request.headers.get("Content-Type", ""), request.content.read, READ)
+            while (part := await body.next()) is not None:
+                await self._take(request, body, part)
+        except (ValueError, HttpProcessingError) as error:
             raise RefusedError(400, "The request body is no complete multipart/form-data.") from error
 
-    async def _take_file(self, part: BodyPartReader, meet: "Meeting") -> None:
+    async def _take(self, request: web.Request, body: Multipart, part: Part) -> None:
+        if part.nested:
+            raise RefusedError(400, "Nested multipart bodies are not supported.")
+        if part.name == self._field and self.filename is not None:
+            raise RefusedError(400, f"Only one '{self._field}' may be sent at a time.", param=self._field)
+        if part.name == self._field:
+            self.filename = part.filename if part.filename is not None else "upload"
+            await self._take_file(body, Meeting(request, RULES.get()))
+        elif part.name is not None:
+            self.fields[part.name] = await _text(body)
+
+    async def _take_file(self, body: Multipart, meet: Meeting) -> None:
         with self.path.open("wb") as file:
             waiting: list[bytes] = []
             held = 0
             await meet.after(0)
-            while chunk := await part.read_chunk(meet.block):
+            while chunk := await body.read(meet.block):
                 waiting.append(chunk)
                 held += len(chunk)
                 if held >= BLOCK:
@@ -89,3 +94,11 @@ class Incoming:
         if len(self.head) < HEAD and blocks:
             self.head = (self.head + b"".join(blocks)[:HEAD])[:HEAD]
         await asyncio.to_thread(file.writelines, blocks)
+
+
+async def _text(body: Multipart) -> str:
+    """The beginning of a field."""
+    held = b""
+    while len(held) < FIELD_BYTES and (chunk := await body.read(FIELD_BYTES)):
+        held += chunk
+    return held[:FIELD_BYTES].decode("utf-8", "replace")

@@ -1,4 +1,4 @@
-"""The ledger: what was executed, row by row, as 8-byte hashes in one append-only file per batch, and how to count what came twice.
+"""The ledger: the lines that were executed, as 8-byte hashes in one append-only file per batch, and how to count what came twice.
 
 The witness of "paid once" is this file, never the engine. Counting keeps to bounded memory whatever the number of rows.
 """

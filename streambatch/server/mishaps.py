@@ -35,6 +35,15 @@ class Chunk:
             self.failed += 1
             self.errors.append(answer.line)
 
+    def take_all(self, answers: list[Answer]) -> None:
+        good = [answer.line for answer in answers if answer.ok]
+        self.outputs += good
+        self.errors += [answer.line for answer in answers if not answer.ok]
+        self.completed += len(good)
+        self.failed += len(answers) - len(good)
+        self.input_tokens += sum([answer.input_tokens for answer in answers])
+        self.output_tokens += sum([answer.output_tokens for answer in answers])
+
 
 def _refuse(chunk: Chunk, rule: Any, custom_id: str, answer: Answer) -> None:
     message = rule.message if rule.message is not None else MESSAGES.get(rule.status, MESSAGES[500])

@@ -18,9 +18,9 @@ MODELS = (
 MODEL_CREATED = 1735689600
 
 
-def dumped(value: Any) -> bytes:
-    """As the service prints JSON: two spaces."""
-    return orjson.dumps(value, option=orjson.OPT_INDENT_2)
+def dumped(value: Any, compact: bool = False) -> bytes:
+    """As the service prints JSON: with two spaces, or compact."""
+    return orjson.dumps(value, option=None if compact else orjson.OPT_INDENT_2)
 
 
 def file_object(file: File, fresh: bool = False) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def batch_object(batch: Batch, dialect: Dialect = as_it_is) -> dict[str, Any]:
     view = msgspec.json.decode(batch.view)
     shown: dict[str, Any] = {
         "id": batch.id, "object": "batch", "endpoint": batch.endpoint, "model": batch.model,
-        "errors": _fragment(batch.errors), "input_file_id": batch.input_file_id, "completion_window": batch.completion_window,
+        "errors": _value(batch.errors), "input_file_id": batch.input_file_id, "completion_window": batch.completion_window,
         "status": batch.status, "output_file_id": batch.output_file_id, "error_file_id": batch.error_file_id,
         "created_at": batch.created_at, "in_progress_at": batch.in_progress_at, "expires_at": batch.expires_at,
         "finalizing_at": batch.finalizing_at, "completed_at": batch.completed_at, "failed_at": batch.failed_at,
@@ -60,7 +60,7 @@ def batch_object(batch: Batch, dialect: Dialect = as_it_is) -> dict[str, Any]:
             "input_tokens": batch.input_tokens, "input_tokens_details": {"cached_tokens": 0}, "output_tokens": batch.output_tokens,
             "output_tokens_details": {"reasoning_tokens": 0}, "total_tokens": batch.input_tokens + batch.output_tokens,
         },
-        "metadata": _fragment(batch.metadata),
+        "metadata": _value(batch.metadata),
     }  # fmt: skip
     if not view or (view["terminal_only"] and batch.status not in TERMINAL):
         return dialect(shown)
@@ -87,5 +87,5 @@ def envelope(
     return {"error": {"message": message, "type": kind, "param": param, "code": code}}
 
 
-def _fragment(text: str | None) -> orjson.Fragment | None:
-    return None if text is None else orjson.Fragment(text)
+def _value(text: str | None) -> Any:
+    return None if text is None else orjson.loads(text)

@@ -41,7 +41,7 @@ async def create(request: web.Request) -> web.StreamResponse:
         seq=None, id=new_upload_id(), filename=filename, purpose=purpose, bytes=size, created_at=now,
         expires_at=now + LIFE_S, file_expires_s=expires_s,
     )  # fmt: skip
-    return answer(request, upload_object(service.store.add_upload(upload), None))
+    return answer(request, upload_object(service.store.add_upload(upload), None), compact=True)
 
 
 async def add(request: web.Request) -> web.StreamResponse:
@@ -62,7 +62,7 @@ async def add(request: web.Request) -> web.StreamResponse:
     except BaseException:
         taken.path.unlink(missing_ok=True)
         raise
-    return answer(request, part_object(part))
+    return answer(request, part_object(part), compact=True)
 
 
 async def complete(request: web.Request) -> web.StreamResponse:
@@ -89,7 +89,7 @@ async def complete(request: web.Request) -> web.StreamResponse:
         target.unlink(missing_ok=True)
         raise
     forget_parts(service, upload.id)
-    return answer(request, upload_object(_found(request), file))
+    return answer(request, upload_object(_found(request), file), compact=True)
 
 
 async def cancel(request: web.Request) -> web.StreamResponse:
@@ -97,7 +97,7 @@ async def cancel(request: web.Request) -> web.StreamResponse:
     if not service.store.cancel_upload(upload):
         raise _over(service.store.upload(upload.id))
     forget_parts(service, upload.id)
-    return answer(request, upload_object(_found(request), None))
+    return answer(request, upload_object(_found(request), None), compact=True)
 
 
 def forget_parts(service: Service, upload_id: str) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 
-from streambatch.server.dialects import Dialect, as_azure, as_it_is, as_of_2024, as_together
+from streambatch.server.dialects import Dialect, as_azure, as_it_is, as_of_2024, as_today, as_together
 from streambatch.server.limits import enqueued_tokens, enqueued_tokens_2024
 from streambatch.server.records import new_batch_id, new_file_id
 
@@ -53,6 +53,7 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     always_error_file: bool = False
     expires: bool = True
     abbreviates_limits: bool = False
+    names_size_limit: bool = True  # a file that is too large: 413 that names the limit, or a bare 400
 
 
 def _crockford(prefix: str) -> Callable[[], str]:
@@ -61,11 +62,16 @@ def _crockford(prefix: str) -> Callable[[], str]:
     return lambda: prefix + "01" + "".join(secrets.choice(letters) for _ in range(24))
 
 
-OPENAI = Profile(limits=enqueued_tokens)
+OPENAI = Profile(limits=enqueued_tokens, shape=as_today)
 PROFILES: dict[str, Profile] = {
     "openai": OPENAI,
     "openai-2024": Profile(
-        endpoints=(CHAT,), models=MODELS_2024, max_bytes=100 * MIB, limits=enqueued_tokens_2024, shape=as_of_2024
+        endpoints=(CHAT,),
+        models=MODELS_2024,
+        max_bytes=100 * MIB,
+        limits=enqueued_tokens_2024,
+        shape=as_of_2024,
+        names_size_limit=False,
     ),
     "azure": Profile(
         endpoints=("/chat/completions", CHAT, "/v1/responses"),

@@ -106,6 +106,7 @@ class Batch(msgspec.Struct, frozen=True):
     failed: int = 0
     executed: int = 0
     lost: int = 0
+    names_bytes: int = 0  # of the ledger's list of executed rows
     output_bytes: int = 0
     output_rows: int = 0
     error_bytes: int = 0

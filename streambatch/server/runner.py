@@ -201,7 +201,7 @@ class Runner:
             return None
         admitted = {"total": verdict.total, "model": verdict.model, "queued_tokens": verdict.tokens}
         self._change(batch, status="in_progress", in_progress_at=now, **admitted)
-        return 0.0
+        return self._work_s(chunk_rows(verdict.total))
 
     def _refusals(self, batch: Batch, verdict: Verdict) -> tuple[Told, ...]:
         by_script = tuple(scripted(rule, verdict, self._settings.service) for rule in self._rules_of(batch, rules.Fail))
@@ -224,7 +224,11 @@ class Runner:
         done = self._execution.execute(batch, rows, self._faults())
         self._store.update(batch.key, LIVE, **done)
         executed: int = done["row"] - batch.row
-        return executed / (self._settings.rows_per_s * self._settings.speed) if self._advance.by == "time" else 0.0
+        return self._work_s(executed)
+
+    def _work_s(self, rows: int) -> float:
+        """How long so many rows take. The first are waited for before, too: a batch is seen in progress with none done."""
+        return rows / (self._settings.rows_per_s * self._settings.speed) if self._advance.by == "time" else 0.0
 
     def _end(self, batch: Batch, status: str, ending: str) -> float:
         """No more rows are executed from here."""

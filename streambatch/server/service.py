@@ -4,23 +4,24 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import IO, Any
 
 from streambatch.errors import ConfigError
+from streambatch.server.accounts import sums
 from streambatch.server.answers import Answerer
-from streambatch.server.creates import Creates
 from streambatch.server.execution import Execution
 from streambatch.server.faults import Faults
 from streambatch.server.ledger import count_again
+from streambatch.server.quota import Quota
 from streambatch.server.runner import Runner
 from streambatch.server.script import Script
 from streambatch.server.settings import Settings
 from streambatch.server.store import Store
 from streambatch.server.webhooks import Webhooks
 
-HOUR_S = 3_600.0
+HOUR_S, MINUTE_S = 3_600.0, 60.0
 Own = Callable[[dict[str, Any]], str | dict[str, Any]]
 
 
@@ -40,7 +41,8 @@ class Service:
             self.store = Store(settings.data_dir / "server.sqlite")
         except OSError as error:
             raise ConfigError(_unusable(settings.data_dir, error)) from error
-        self.creates = Creates(settings.creates_per_hour, HOUR_S / settings.speed)
+        self.creates = Quota(settings.creates_per_hour, HOUR_S / settings.speed)
+        self.uploads = Quota(settings.uploads_per_minute, MINUTE_S / settings.speed)
         self.webhooks = Webhooks(settings, self.store)
         execution = Execution(self.contents, self._ledger, Answerer(settings.seed, own), settings.seed)
         self.runner = Runner(settings, self.store, execution, lambda: self.faults, self.webhooks.nudge)
@@ -65,6 +67,10 @@ class Service:
             totals = self.store.totals(run)
             again = count_again(self._ledger, self.store.executed(run))
         return {"rows_executed": totals.pop("rows_executed"), "rows_executed_again": again} | totals
+
+    def ledger_rows(self, run: str | None) -> Generator[bytes, None, None]:
+        """The ledger row by row, as JSON lines. Reads all that was executed as it goes."""
+        return sums(self._ledger, self.store.accounts(run))
 
     def forget_content(self, content: str) -> None:
         """Remove a deleted file's bytes, unless a batch still reads them."""

@@ -15,8 +15,8 @@ from streambatch.server.profiles import PROFILES, Profile
 class Settings(msgspec.Struct, frozen=True, kw_only=True):
     """`api_key` None: any bearer that is not empty is accepted. `speed` divides every duration but the 24-hour window.
 
-    `creates_per_hour` None: no limit. `validating_s`, `finalizing_s`, `cancelling_s` and `rows_per_s` (of one batch) are
-    at speed 1. Each batch's end is posted to `webhook_url`, signed with `webhook_secret` (`whsec_` and base64).
+    `creates_per_hour` and `uploads_per_minute` None: no limit. `validating_s`, `finalizing_s`, `cancelling_s` and `rows_per_s`
+    (of one batch) are at speed 1. Each batch's end is posted to `webhook_url`, signed with `webhook_secret` (`whsec_`, base64).
     """
 
     data_dir: Path
@@ -34,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True, kw_only=True):
     rows_per_s: float = 1000.0
     window_s: int = 86_400
     creates_per_hour: int | None = 2_000
+    uploads_per_minute: int | None = 1_000
     webhook_url: str | None = None
     webhook_secret: str | None = None
 

@@ -14,9 +14,10 @@ from typing import Any, TypeVar
 import msgspec
 
 from streambatch.errors import ConfigError
+from streambatch.server.accounts import Account
 from streambatch.server.records import LIVE, Batch, File, Part, Upload
 
-VERSION = 2
+VERSION = 3
 Row = TypeVar("Row", File, Upload, Part, Batch)
 _LIVE = ", ".join(f"'{status}'" for status in LIVE)
 
@@ -269,6 +270,15 @@ class Store:
         """(seq, rows executed) of every batch that executed any, of one run or of all."""
         one, values = ("AND run = ?", (run,)) if run is not None else ("", ())
         return self._all(f"SELECT seq, executed FROM batches WHERE executed > 0 {one}", *values)
+
+    def accounts(self, run: str | None) -> list[Account]:
+        """The same batches, row by row."""
+        one, values = ("AND batches.run = ?", (run,)) if run is not None else ("", ())
+        sql = (
+            "SELECT batches.run, batches.seq, names_bytes, ifnull(o.delivered, 0), ifnull(e.delivered, 0) FROM batches "
+        )
+        sql += "LEFT JOIN files AS o ON o.id = output_file_id LEFT JOIN files AS e ON e.id = error_file_id "
+        return [Account(*row) for row in self._all(f"{sql} WHERE executed > 0 {one} ORDER BY batches.seq", *values)]
 
 
 def _insert(db: sqlite3.Connection, row: Row) -> Row:

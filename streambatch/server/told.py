@@ -2,8 +2,6 @@
 
 from typing import Any
 
-import msgspec
-
 from streambatch.server.limits import MAX_EMBEDDING_REQUESTS
 from streambatch.server.profiles import Profile
 from streambatch.server.rules import Fail
@@ -47,7 +45,8 @@ def scripted(rule: Fail, verdict: Verdict, profile: Profile) -> Told:
 
 def in_words_of(profile: Profile, entry: Told) -> dict[str, Any]:
     """An entry with the code that this service has for it."""
-    return {**msgspec.structs.asdict(entry), "code": profile.codes.get(entry.code, entry.code)}
+    code = profile.codes.get(entry.code, entry.code)
+    return {"code": code, "line": entry.line, "message": entry.message, "param": entry.param}
 
 
 def _surpassed(limit: int) -> str:

@@ -15,13 +15,23 @@ from streambatch.server.incoming import HEAD, Incoming
 from streambatch.server.objects import file_object
 from streambatch.server.profiles import Profile
 from streambatch.server.records import NEVER, File, new_content_name
+from streambatch.server.service import Service
 
 MAX_FILE_BYTES = 512 << 20
 BATCH_EXPIRY_S = 2_592_000
 
 
+class _Body(msgspec.Struct):
+    model: str
+
+
+class _Asks(msgspec.Struct):
+    body: _Body
+
+
 async def upload(request: web.Request) -> web.StreamResponse:
     service = request.app[SERVICE]
+    _count(service)
     content = new_content_name()
     taken = Incoming(service.contents / content, "file", MAX_FILE_BYTES)
     try:
@@ -35,6 +45,17 @@ async def upload(request: web.Request) -> web.StreamResponse:
         taken.path.unlink(missing_ok=True)
         raise
     return answer(request, file_object(file, fresh=expires_s is None))
+
+
+def _count(service: Service) -> None:
+    """Take one of the uploads that a minute may have."""
+    wait_s = service.uploads.wait_s()
+    if wait_s > 0:
+        told = (
+            f"Rate limit reached for file uploads: at most {service.settings.uploads_per_minute:,} requests per minute."
+        )
+        raise RefusedError(429, told, kind="requests", code="rate_limit_exceeded", retry_after_s=wait_s)
+    service.uploads.count()
 
 
 def new_file(profile: Profile, filename: str, purpose: str, size: int, content: str, expires_s: int | None) -> File:
@@ -74,15 +95,25 @@ def check_input(profile: Profile, purpose: str, name: str, size: int, head: byte
     if "." in name and not name.endswith(".jsonl"):
         raise RefusedError(400, "Invalid file format for Batch API. Must be .jsonl", param="file")
     if size > profile.max_bytes:
-        raise RefusedError(
-            413, f"File is too large: {size} bytes is larger than the {profile.max_bytes} maximum for a batch."
-        )
+        raise _too_large(profile, size, head)
     if not _starts_with_json(head):
         raise RefusedError(
             400,
             "Invalid file format. Input file must be in .jsonl format, with a JSON object on each line.",
             param="file",
         )
+
+
+def _too_large(profile: Profile, size: int, head: bytes) -> RefusedError:
+    if not profile.names_size_limit:
+        return RefusedError(400, "File is too large.")
+    try:
+        model = msgspec.json.decode(head.partition(b"\n")[0], type=_Asks).body.model
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        model = "requested"
+    return RefusedError(
+        413, f"File is too large: {size} bytes is larger than the {profile.max_bytes} maximum for the {model} model."
+    )
 
 
 def _starts_with_json(head: bytes) -> bool:

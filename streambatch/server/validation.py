@@ -14,6 +14,7 @@ MAX_EMBEDDING_INPUTS = 50_000
 MAX_LINE_BYTES = 64 << 20
 MAX_TOLD = 100  # errors listed; the rest only counts
 BLOCK = 1 << 18
+SLICE_BYTES = 4 << 20  # held at a time, and what is left of a line
 ORGANIZATION = "org-streambatchlocal"
 
 NEEDS = {
@@ -94,10 +95,12 @@ class Validation:
 
     def step(self, lines: int) -> Verdict | None:
         """Look at up to `lines` more lines; the verdict once all were seen."""
-        for _ in range(lines):
-            line = self._file.readline(MAX_LINE_BYTES)
-            if not line:
-                return self._verdict()
+        block = self._read(lines)
+        if not block:
+            return self._verdict()
+        if self._take_usual(block):
+            return None
+        for line in block:
             self._line += 1
             if self._line > self._profile.max_requests:
                 return self._verdict(_too_many("requests", self._profile.max_requests))
@@ -107,6 +110,63 @@ class Validation:
                 if len(self._told) >= MAX_TOLD:
                     return self._verdict()
         return None
+
+    def _read(self, lines: int) -> list[bytes]:
+        block: list[bytes] = []
+        size = 0
+        while len(block) < lines and size < SLICE_BYTES and (line := self._file.readline(MAX_LINE_BYTES)):
+            block.append(line)
+            size += len(line)
+        return block
+
+    def _take_usual(self, block: list[bytes]) -> bool:
+        """Take lines that are all right, at once; False, and none taken, where any must be looked at by itself."""
+        try:
+            b"".join(block).decode()
+            rows = [*map(self._decode, block)]
+        except BAD_LINE:
+            return False
+        bodies = [row.body for row in rows]
+        sizes = self._sizes(bodies)
+        models = {body.model for body in bodies}
+        marks = {xxh3_64_intdigest(row.custom_id.encode()) for row in rows}
+        if (
+            self._line + len(block) > self._profile.max_requests
+            or {row.method for row in rows} != {"POST"}
+            or {row.url for row in rows} != {self._endpoint}
+            or not {body.stream for body in bodies} <= {None, False}
+            or min(sizes) == 0
+            or not self._are_usual(models)
+            or len(marks) < len(block)
+            or not self._ids.isdisjoint(marks)
+        ):
+            return False
+        self._line += len(block)
+        self._bytes += sum(sizes)
+        self._model = bodies[0].model if self._model is None else self._model
+        self._ids |= marks
+        return True
+
+    def _sizes(self, bodies: list[Body]) -> list[int]:
+        """What each body asks, in bytes; 0 where it must be looked at by itself."""
+        if self._endpoint == "/v1/embeddings":
+            return [0]
+        if self._endpoint not in NEEDS:
+            return [max(1, len(body.input)) for body in bodies]
+        needed = NEEDS[self._endpoint][0]
+        sizes = [len(getattr(body, needed)) for body in bodies]
+        if min(sizes) <= len("null"):
+            return [0]
+        return (
+            sizes
+            if needed == "input"
+            else [max(size, len(body.input)) for size, body in zip(sizes, bodies, strict=True)]
+        )
+
+    def _are_usual(self, models: set[str]) -> bool:
+        if self._models is not None and not models.issubset(self._models):
+            return False
+        return not self._profile.one_model or models == {self._model if self._model is not None else min(models)}
 
     def _verdict(self, *last: Told) -> Verdict:
         told = [*self._told, *last]
@@ -144,7 +204,7 @@ class Validation:
                 "method",
                 at,
             )
-        if row.url != self._endpoint and plain_endpoint(row.url) != self._endpoint:
+        if plain_endpoint(row.url) != self._endpoint or row.url not in (self._endpoint, *self._profile.endpoints):
             return Told(
                 "invalid_url", "The URL provided for this request does not match the batch endpoint.", "url", at
             )

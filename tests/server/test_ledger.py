@@ -1,5 +1,6 @@
 """The witness: what was executed, what twice, what was delivered; of all batches and of one run's."""
 
+import json
 import random
 import socket
 from array import array
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from streambatch.server.accounts import Account, names_path, sums
 from streambatch.server.ledger import count_again, hashes_path
 from tests.server.conftest import Start
-from tests.server.kit import Wire, chat
+from tests.server.kit import Wire, chat, jsonl, row
 
 NOTHING = {
     "rows_executed": 0, "rows_executed_again": 0, "results_delivered": 0, "rows_lost": 0, "batches": 0, "batches_at_once": 0,
@@ -107,3 +109,86 @@ def _written(folder: Path, hashes: list[list[int]]) -> list[tuple[int, int]]:
     for seq, marks in enumerate(hashes):
         hashes_path(folder, seq).write_bytes(array("Q", marks).tobytes())
     return [(seq, len(marks)) for seq, marks in enumerate(hashes)]
+
+
+# -- row by row
+
+
+def rows_told(wire: Wire, query: str = "") -> dict[tuple[str, str], tuple[int, int, int]]:
+    said = wire.call("GET", f"/control/ledger?rows=1{query}")
+    assert (said.status, said.headers["content-type"]) == (200, "application/jsonl")
+    told = [json.loads(line) for line in said.body.split(b"\n")[:-1]]
+    found = {(each["run"], each["custom_id"]): (each["executed"], each["delivered"], each["lost"]) for each in told}
+    assert len(found) == len(told), "a row of a run stands there once"
+    return found
+
+
+def test_each_row_of_each_run_has_its_account(start: Start) -> None:
+    rules = [
+        {"do": "lost", "custom_id": "row-1", "times": 1},
+        {"do": "answer", "custom_id": "row-2"},
+        {"do": "duplicate", "custom_id": "row-3"},
+        {"do": "unknown", "custom_id": "row-4"},
+    ]
+    wire = start(faults={"rows": rules})
+    one = wire.run(chat(5), metadata={"streambatch": "one/000000-0/1"})
+    wire.run(chat(2), metadata={"streambatch": "one/r000000/1"})
+    wire.run(chat(1), metadata={"streambatch": "two/000000-0/1"})
+    wire.content(one["output_file_id"])
+    assert rows_told(wire, "&run=one") == {
+        ("one", "row-0"): (2, 1, 0),
+        ("one", "row-1"): (2, 0, 1),
+        ("one", "row-2"): (1, 0, 0),  # in the error file
+        ("one", "row-3"): (1, 1, 0),
+        ("one", "row-4"): (1, 1, 0),
+    }
+    wire.content(one["error_file_id"])
+    told = rows_told(wire)
+    assert (told["one", "row-2"], told["two", "row-0"], len(told)) == ((1, 1, 0), (1, 0, 0), 6)
+    assert rows_told(wire, "&run=three") == {}
+    assert wire.call("GET", "/control/ledger?rows=yes").status == 400
+
+
+@pytest.mark.parametrize("name", ["", 'a "quote" \\', '", "response": ', "漢\u2028\x00\n", "x" * 3000])
+def test_any_custom_id_has_its_account_under_any_run(start: Start, name: str) -> None:
+    wire = start()
+    wire.run(jsonl([{**row(0), "custom_id": name}, row(1)]), metadata={"streambatch": f'{name[:99]}" "{name[:99]}'})
+    wire.run(jsonl([{**row(0), "custom_id": name}]))
+    run = f'{name[:99]}" "{name[:99]}'
+    assert rows_told(wire) == {(run, name): (1, 0, 0), (run, "row-1"): (1, 0, 0), ("", name): (1, 0, 0)}
+
+
+def test_accounts_outlive_their_files(start: Start) -> None:
+    wire = start()
+    batch = wire.run(chat(3))
+    wire.content(batch["output_file_id"])
+    for file_id in (batch["input_file_id"], batch["output_file_id"]):
+        wire.call("DELETE", f"/v1/files/{file_id}")
+    assert rows_told(wire) == {("", f"row-{n}"): (1, 1, 0) for n in range(3)}
+
+
+@given(
+    lists=st.lists(st.lists(st.tuples(st.sampled_from("oe-"), st.integers(0, 9)), max_size=30), max_size=6),
+    at_once=st.sampled_from([20, 100, 1 << 20]),
+)
+def test_accounts_in_bounded_memory_agree_with_counting_at_once(
+    tmp_path_factory: pytest.TempPathFactory, lists: list[list[tuple[str, int]]], at_once: int
+) -> None:
+    folder, accounts = tmp_path_factory.mktemp("ledger"), list[Account]()
+    right: dict[tuple[str, str], list[int]] = {}
+    for seq, rows in enumerate(lists):
+        data = b"".join(b'%s"row-%d"\n' % (where.encode(), n) for where, n in rows)
+        names_path(folder, seq).write_bytes(data + b"torn")
+        given_out, given_error, run = seq % 2, seq // 2 % 2, f"run {seq % 3}"
+        accounts.append(Account(run, seq, len(data), given_out, given_error))
+        for where, n in rows:
+            count = right.setdefault((run, f"row-{n}"), [0, 0, 0])
+            count[0] += 1
+            count[1] += {"o": given_out, "e": given_error, "-": 0}[where]
+            count[2] += where == "-"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("streambatch.server.accounts.BYTES_AT_ONCE", at_once)
+        told = [json.loads(line) for line in sums(folder, accounts)]
+    found = {(each["run"], each["custom_id"]): [each["executed"], each["delivered"], each["lost"]] for each in told}
+    assert (found, len(told)) == (right, len(right))
+    assert {path.suffix for path in folder.iterdir()} <= {".rows"}

@@ -43,7 +43,7 @@ def test_states_follow_each_other_and_counts_grow(start: Start) -> None:
     last = looks[-1]
     times = [last[f"{state}_at"] for state in ("created", "in_progress", "finalizing", "completed")]
     assert times == sorted(times)
-    assert (last["error_file_id"], last["errors"], last["model"]) == (None, None, "gpt-4o-mini")
+    assert (last["error_file_id"], last["errors"], last["model"]) == (None, None, "gpt-4o-mini-2024-07-18")
 
 
 def test_durations_shrink_with_speed(start: Start) -> None:

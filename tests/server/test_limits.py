@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
-from streambatch.server.creates import Creates
 from streambatch.server.profiles import OPENAI, PROFILES
+from streambatch.server.quota import Quota
 from streambatch.server.serving import ThreadedServer
 from streambatch.server.settings import Settings
 from tests.server.conftest import Start
@@ -34,6 +34,16 @@ def test_one_create_too_many_is_told_when_to_come_back(start: Start) -> None:
     assert wire.ledger()["batches"] == 3
 
 
+def test_a_thousand_uploads_a_minute(start: Start) -> None:
+    assert Settings(data_dir=Path()).uploads_per_minute == 1000
+    wire = start(uploads_per_minute=2, speed=1)
+    assert [wire.upload(chat(1)).status for _ in range(3)] == [200, 200, 429]
+    said = wire.upload(chat(1))
+    assert (said.error["code"], said.error["type"]) == ("rate_limit_exceeded", "requests")
+    assert 50 < int(said.headers["retry-after"]) <= 60
+    assert len(wire.call("GET", "/v1/files").json["data"]) == 2
+
+
 def test_refused_creates_do_not_count(start: Start) -> None:
     wire = start(creates_per_hour=1, speed=1)
     assert wire.call("POST", "/v1/batches", {}).status == 400
@@ -57,7 +67,7 @@ def test_a_restart_forgets_no_create(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("most", "waits"), [(None, False), (0, True), (1, True), (2, False)])
 def test_the_window(most: int | None, waits: bool) -> None:
-    creates = Creates(most, 3600)
+    creates = Quota(most, 3600)
     creates.count()
     assert (creates.wait_s() > 0) is waits
 

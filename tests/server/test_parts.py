@@ -75,11 +75,11 @@ def test_an_upload_lives_an_hour(wire: Wire) -> None:
 
 
 def test_an_upload_that_has_expired(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("streambatch.server.parts.LIFE_S", 1)
+    monkeypatch.setattr("streambatch.server.parts.LIFE_S", 3)  # of whole seconds: at least two
     wire = start()
     upload = begun(wire, 5)
     part(wire, upload["id"], b"{}\n")
-    time.sleep(1.1)
+    time.sleep(upload["expires_at"] + 0.1 - time.time())
     for said in (send(wire, upload["id"], b"x"), complete(wire, upload["id"], [])):
         assert (said.status, "is expired" in said.error["message"]) == (400, True)
     assert contents(tmp_path / "data") == 1

@@ -1,12 +1,17 @@
 """State on disk: a stop, a SIGKILL or a torn write at any time costs no row and executes none twice."""
 
+import http.client
+import itertools
+import json
 import random
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
+from xxhash import xxh3_64_hexdigest
 
 from streambatch.server.serving import ThreadedServer
 from streambatch.server.settings import Settings
@@ -100,3 +105,67 @@ def test_sigkill_at_any_moment_loses_and_repeats_nothing(tmp_path: Path) -> None
         assert server.end()[0] == 0
     assert (ledger["rows_executed"], ledger["rows_executed_again"], ledger["batches"]) == (6000, 0, files)
     assert texts == again
+
+
+ROWS = 2_500
+
+
+def _feed(wire: Wire, made: dict[str, int], numbers: "itertools.count[int]") -> None:
+    """Create batches, one after the other, until the server is gone."""
+    try:
+        for n in numbers:
+            batch = wire.create(chat(ROWS, first=n * ROWS), metadata={"streambatch": f"load/{n}/1"})
+            made[batch["id"]] = n
+    except (OSError, http.client.HTTPException, AssertionError, ValueError):  # the call that the kill hit
+        return
+
+
+def _all_batches(wire: Wire) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    after, more = "", True
+    while more:
+        page = wire.call("GET", f"/v1/batches?limit=100{after}").json
+        found |= {batch["id"]: batch for batch in page["data"]}
+        after, more = f"&after={page['last_id']}", page["has_more"]
+    return found
+
+
+def _check_results(wire: Wire, batch: Any) -> None:
+    """Every row once, with the answer to its own question, in a file that is whole."""
+    n = int(batch["metadata"]["streambatch"].split("/")[1])
+    outputs, errors = wire.results(batch)
+    assert (batch["status"], batch["request_counts"]["completed"], errors) == ("completed", ROWS, [])
+    said = {line["custom_id"]: line["response"]["body"]["choices"][0]["message"]["content"][:16] for line in outputs}
+    assert len(outputs) == ROWS
+    assert said == {f"row-{r}": xxh3_64_hexdigest(f"question {r}".encode()) for r in range(n * ROWS, (n + 1) * ROWS)}
+    assert wire.content(batch["input_file_id"]) == chat(ROWS, first=n * ROWS)
+
+
+@pytest.mark.process
+def test_sigkill_under_load_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    """Killed while uploads come in, files are validated, rows executed and results written; again and again."""
+    draw, made, numbers = random.Random(23), dict[str, int](), itertools.count()
+    for _ in range(5):
+        with Process(tmp_path, "--speed", "1000", "--seed", "4") as server:
+            feeder = threading.Thread(target=_feed, args=(server.wire, made, numbers))
+            feeder.start()
+            time.sleep(draw.uniform(0.2, 0.5))
+            server.end(signal.SIGKILL)
+            feeder.join()
+    with Process(tmp_path, "--speed", "1000", "--seed", "4") as server:
+        batches = {batch_id: server.wire.finish(batch_id, within_s=60) for batch_id in _all_batches(server.wire)}
+        assert len(made) >= 5
+        assert made.keys() <= batches.keys(), "what was answered is there"
+        for batch in batches.values():
+            _check_results(server.wire, batch)
+        ledger, rows = server.wire.ledger("load"), server.wire.call("GET", "/control/ledger?run=load&rows=1").body
+        stored = len(list((tmp_path / "data" / "contents").iterdir()))
+        files = server.wire.call("GET", "/v1/files").json["data"]
+        assert server.end()[0] == 0
+    total = ROWS * len(batches)
+    assert (ledger["rows_executed"], ledger["rows_executed_again"], ledger["batches"]) == (total, 0, len(batches))
+    assert ledger["results_delivered"] == total
+    told = [json.loads(line) for line in rows.split(b"\n")[:-1]]
+    assert len(told) == total
+    assert {(each["executed"], each["delivered"], each["lost"]) for each in told} == {(1, 1, 0)}
+    assert stored == len(files), "nothing is left of uploads that never ended"

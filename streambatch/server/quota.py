@@ -1,11 +1,11 @@
-"""How many batches may be created in an hour: a sliding window over the times of the last ones, in memory that it bounds."""
+"""How often a call may be made in a span of time: a sliding window over the times of the last ones, in memory that it bounds."""
 
 import time
 from collections import deque
 from collections.abc import Iterable
 
 
-class Creates:
+class Quota:
     """At most `most` (None: any number) in every `span_s` seconds. Times are unix seconds; used by one thread."""
 
     def __init__(self, most: int | None, span_s: float) -> None:
@@ -25,6 +25,6 @@ class Creates:
         return max(0.0, self._times[0] + self.span_s - time.time()) if self._times else self.span_s
 
     def count(self) -> None:
-        """One was created."""
+        """One came."""
         if self._most is not None:
             self._times.append(time.time())

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from streambatch.api import (
+        Check,
+        CheckOptions,
+        Checks,
         Outcome,
         Progress,
         RunOptions,
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
         Summary,
         cancel,
         cancel_sync,
+        check,
+        check_sync,
         peek,
         preview,
         preview_sync,
@@ -25,6 +30,7 @@ if TYPE_CHECKING:
         run_sync,
         status,
         watch,
+        watch_sync,
     )
     from streambatch.errors import (
         ApiError,
@@ -35,14 +41,19 @@ if TYPE_CHECKING:
         StorageError,
         StreambatchError,
     )
+    from streambatch.streaming import Results, stream
 
 __all__ = [
     "ApiError",
+    "Check",
+    "CheckOptions",
+    "Checks",
     "ConfigError",
     "JournalError",
     "Outcome",
     "Paused",
     "Progress",
+    "Results",
     "RunOptions",
     "Service",
     "ServiceOptions",
@@ -54,21 +65,28 @@ __all__ = [
     "Summary",
     "cancel",
     "cancel_sync",
+    "check",
+    "check_sync",
     "peek",
     "preview",
     "preview_sync",
     "run",
     "run_sync",
     "status",
+    "stream",
     "watch",
+    "watch_sync",
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name not in __all__:
-        raise AttributeError(f"module 'streambatch' has no attribute {name!r}")
-    home = "errors" if name == "Paused" or name.endswith("Error") else "api"
-    return getattr(importlib.import_module(f"streambatch.{home}"), name)
+if not TYPE_CHECKING:  # a checker would take any name for one of ours
+
+    def __getattr__(name: str) -> Any:
+        if name not in __all__:
+            raise AttributeError(f"module 'streambatch' has no attribute {name!r}")
+        streamed = "streaming" if name in ("Results", "stream") else "api"
+        home = "errors" if name == "Paused" or name.endswith("Error") else streamed
+        return getattr(importlib.import_module(f"streambatch.{home}"), name)
 
 
 def __dir__() -> list[str]:

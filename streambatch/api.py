@@ -3,43 +3,48 @@
 No client object and no global state; what goes wrong is raised as one of `streambatch.errors`.
 """
 
-import asyncio
 import contextlib
 import os
 import pathlib
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import tempfile
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Iterator, Mapping, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 import anyio
 import msgspec
 
-from streambatch import endings
+from streambatch import checking, endings
 from streambatch.config import Config, Mode
-from streambatch.configure import asked, configure, limits, resume
-from streambatch.configure import profile as check_profile
+from streambatch.configure import asked, check_local, configure, limits, resume
+from streambatch.configure import profile as profile_of
+from streambatch.core.checks import Check, Checks
 from streambatch.core.events import Opened
+from streambatch.core.profiles import OPENAI
 from streambatch.core.report import Progress, Status, Summary
 from streambatch.core.retry import RetryPolicy
 from streambatch.edge.clock import SystemClock
+from streambatch.edge.feeds import Rows, split_source
 from streambatch.edge.files import RunFiles, is_locked, write_atomic
 from streambatch.edge.retrying import RetryingApi
 from streambatch.edge.service import Service
 from streambatch.engine import Listener, inspect
 from streambatch.engine import run as run_engine
-from streambatch.errors import ApiError, ConfigError, StreambatchError
+from streambatch.errors import ApiError, StreambatchError
 from streambatch.options import parse_all, read_job
 from streambatch.outcome import Outcome, is_result, of_result, of_row
 from streambatch.previewing import preview as look_ahead
+from streambatch.previewing import preview_async
 from streambatch.reports import tell
+from streambatch.syncing import need_asyncio, own_loop
 
 if TYPE_CHECKING:
     from streambatch.edge.client import BatchApi
 
-T = TypeVar("T")
 Path = str | os.PathLike[str]
-Source = Path | Sequence[Path]
+Source = Path | Sequence[Path] | Rows
 Size = int | str  # bytes, or "200MB"
 Duration = float | str  # seconds, or "6h"
 LOOK_EVERY_S = 0.2
@@ -62,15 +67,30 @@ class ShapeOptions(TypedDict, total=False):
     max_line_bytes: Size
 
 
-class ServiceOptions(TypedDict, total=False):
-    """How to reach the service: the options of `cancel`."""
+class ReachOptions(TypedDict, total=False):
+    """How to reach the service."""
 
     api_key_env: str
     api_key_file: Path
     header: Named
     ca_bundle: Path
     allow_http: bool
+
+
+class ServiceOptions(ReachOptions, total=False):
+    """The options of `cancel`."""
+
     poll_interval: Duration
+
+
+class CheckOptions(ReachOptions, total=False):
+    """The options of `check`."""
+
+    job: Path
+    profile: str
+    base_url: str
+    local: bool
+    model: str
 
 
 class RunOptions(ShapeOptions, ServiceOptions, total=False):
@@ -91,6 +111,7 @@ class RunOptions(ShapeOptions, ServiceOptions, total=False):
     max_transfers: int
     workers: int
     limit: int
+    keep_spool: bool
     adopt_grace: Duration
     once: bool
     stop_after: Duration
@@ -112,12 +133,16 @@ async def run(
 ) -> Summary:
     """Run JSONL input through a batch API into `output`, or go on with that run; the same call again resumes.
 
+    `source` is a path, several, or rows: any iterable or async iterable of mappings (or of lines of JSON). Rows can't be read
+    twice, so to resume they must be given again, from the first on; those that the run has are compared.
+
     `on_event` hears each event of the journal and looks at the progress, in the event loop. A visit that ends early without
     an error (paused, in flight) returns a summary whose `exit_code` says so. Raises ConfigError, SourceError, ApiError,
     JournalError or StorageError.
     """
-    values = _values({**options, "prompt": prompt, "output": output})
-    config = _config(source, values, service)
+    need_asyncio("run_sync")
+    values = values_of({**options, "prompt": prompt, "output": output})
+    config = config_of(source, values, service)
     try:
         summary = await run_engine(config, connect, on_event)
     except StreambatchError as error:
@@ -132,8 +157,12 @@ async def preview(
 ) -> list[bytes]:
     """The first `n` requests exactly as `run` would send them, newline included; rows that can't be sent are left out.
 
-    Raises ConfigError, SourceError.
+    Of an iterator it takes rows away. Raises ConfigError, SourceError.
     """
+    if isinstance(source, AsyncIterable):
+        values = values_of({**options, "prompt": prompt})
+        seen = await preview_async(source, asked(values), limits(values), n, profile=profile_of(values))
+        return list(seen.requests)
     return await anyio.to_thread.run_sync(partial(preview_sync, source, n, prompt=prompt, **options))
 
 
@@ -141,28 +170,23 @@ def preview_sync(
     source: Source, n: int = 3, *, prompt: str | None = None, **options: Unpack[ShapeOptions]
 ) -> list[bytes]:
     """`preview` without an event loop."""
-    values = _values({**options, "prompt": prompt})
-    check_profile(values)
-    return list(look_ahead(_inputs(source), asked(values), limits(values), n).requests)
+    if isinstance(source, AsyncIterable):  # only a loop can read it
+        return own_loop(partial(preview, source, n, prompt=prompt, **options))
+    values = values_of({**options, "prompt": prompt})
+    inputs, rows = split_source(source)
+    return list(look_ahead(inputs, asked(values), limits(values), n, rows, profile=profile_of(values)).requests)
 
 
-def _values(given: Mapping[str, object]) -> dict[str, Any]:
+def values_of(given: Mapping[str, object]) -> dict[str, Any]:
+    """Options in their plain form, a job file's below them; None stands for not given. Raises ConfigError."""
     values = parse_all(given)
     return {**read_job(values["job"]), **values} if "job" in values else values
 
 
-def _config(source: Source, values: dict[str, Any], service: Service | None) -> Config:
-    return configure(_inputs(source), values, os.environ, "call run() again with the same arguments", service)
-
-
-def _inputs(source: Source) -> list[str]:
-    """The paths of a source. Raises ConfigError for what is none."""
-    paths = [source] if isinstance(source, str | os.PathLike) else list(source) if isinstance(source, Sequence) else []
-    if not paths or not all(isinstance(path, str | os.PathLike) for path in paths):
-        raise ConfigError(
-            f"The source is a {type(source).__name__} that holds no paths; give the path of a JSONL file, or several."
-        )
-    return [os.fspath(path) for path in paths]
+def config_of(source: Source, values: Mapping[str, Any], service: Service | None, call: str = "run()") -> Config:
+    """The Config of a call of the library. Raises ConfigError."""
+    inputs, rows = split_source(source)
+    return configure(inputs, values, os.environ, f"call {call} again with the same arguments", service, rows)
 
 
 @contextlib.asynccontextmanager
@@ -171,7 +195,7 @@ async def connect(config: Config) -> AsyncIterator["BatchApi"]:
     from streambatch.edge.client import HttpBatchApi  # brings aiohttp
 
     async with _service(config) as service:
-        http = HttpBatchApi(service)
+        http = HttpBatchApi(service, config.profile.dialect)
         api = RetryingApi(http, config.retry, SystemClock(), random.random)
         try:
             if not config.local:
@@ -197,11 +221,20 @@ async def _service(config: Config) -> AsyncIterator[Service]:
     if not config.local:
         yield config.service
         return
+    folder = pathlib.Path(config.run_dir, "local")
+    async with _embedded(folder, config.local_seed, config.local_speed, config.profile.name) as service:
+        yield msgspec.structs.replace(service, key_header=config.profile.key_header)
+
+
+@contextlib.asynccontextmanager
+async def _embedded(
+    folder: pathlib.Path, seed: int = 0, speed: float = 10.0, profile: str = OPENAI.name
+) -> AsyncIterator[Service]:
+    """The embedded server, with its state in `folder`."""
     from streambatch.server.serving import ThreadedServer
     from streambatch.server.settings import Settings
 
-    folder = pathlib.Path(config.run_dir, "local")
-    server = ThreadedServer(Settings(data_dir=folder, seed=config.local_seed, speed=config.local_speed))
+    server = ThreadedServer(Settings(data_dir=folder, seed=seed, speed=speed, profile=profile))
     await anyio.to_thread.run_sync(server.start)
     try:
         yield Service(base_url=server.url, api_key=server.api_key)
@@ -245,6 +278,7 @@ async def cancel(
 
     Raises ConfigError, ApiError, JournalError or StorageError.
     """
+    need_asyncio("cancel_sync")
     folder = inspect.find_run_dir(os.fspath(run))
     started, opened = inspect.started(folder)
     summary = await _asked(folder, opened) if is_locked(folder) else None
@@ -267,6 +301,26 @@ async def _asked(folder: str, opened: Opened) -> Summary | None:
     return summary if summary.in_flight == 0 else None
 
 
+# -- looking at the service
+
+
+async def check(*, service: Service | None = None, **options: Unpack[CheckOptions]) -> Checks:
+    """What works from here: address, proxy, certificate, key, batches, files, model, clock. Sends no rows, costs nothing.
+
+    What is wrong comes back as a failed `Check` with a sentence on what to do. Raises ConfigError for an option that is none.
+    """
+    need_asyncio("check_sync")
+    values = values_of(options)
+    if not values.get("local"):
+        return await checking.check(values, os.environ, service)
+    check_local(values, service)
+    profile = profile_of(values)
+    with tempfile.TemporaryDirectory(prefix="streambatch-check-") as scratch:
+        async with _embedded(pathlib.Path(scratch), profile=profile.name) as embedded:
+            own = msgspec.structs.replace(embedded, key_header=profile.key_header)
+            return await checking.look(checking.embedded(own))
+
+
 # -- twins with a loop of their own
 
 
@@ -280,31 +334,35 @@ def run_sync(
     **options: Unpack[RunOptions],
 ) -> Summary:
     """`run` without an event loop; inside a running one (a notebook) it works in a thread of its own."""
-    return _own_loop(partial(run, source, output, prompt=prompt, service=service, on_event=on_event, **options))
+    return own_loop(partial(run, source, output, prompt=prompt, service=service, on_event=on_event, **options))
 
 
 def cancel_sync(
     run: Path, *, service: Service | None = None, on_event: Listener | None = None, **options: Unpack[ServiceOptions]
 ) -> Summary:
     """`cancel` without an event loop."""
-    return _own_loop(partial(cancel, run, service=service, on_event=on_event, **options))
+    return own_loop(partial(cancel, run, service=service, on_event=on_event, **options))
 
 
-def _own_loop(work: Callable[[], Awaitable[T]]) -> T:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return anyio.run(work)
-    with anyio.from_thread.start_blocking_portal() as portal:
-        future = portal.start_task_soon(work)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()  # the portal waits until the engine has closed its journal
-            raise
+def check_sync(*, service: Service | None = None, **options: Unpack[CheckOptions]) -> Checks:
+    """`check` without an event loop."""
+    return own_loop(partial(check, service=service, **options))
+
+
+def watch_sync(run: Path, every_s: float = 2.0) -> Iterator[Status]:
+    """`watch` without an event loop: a plain iterator."""
+    while True:
+        look = status(run)
+        yield look
+        if not look.running:
+            return
+        time.sleep(every_s)
 
 
 __all__ = [
+    "Check",
+    "CheckOptions",
+    "Checks",
     "Outcome",
     "Progress",
     "RunOptions",
@@ -315,6 +373,8 @@ __all__ = [
     "Summary",
     "cancel",
     "cancel_sync",
+    "check",
+    "check_sync",
     "connect",
     "peek",
     "preview",
@@ -323,4 +383,5 @@ __all__ = [
     "run_sync",
     "status",
     "watch",
+    "watch_sync",
 ]

@@ -4,13 +4,18 @@ Built by `cli` and `api`, read by `engine` and `steps`; nothing below them sees 
 """
 
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from streambatch.core.models import ShardLimits
+from streambatch.core.profiles import OPENAI, Profile
 from streambatch.core.retry import RetryPolicy
 from streambatch.core.shaping import Asked
 from streambatch.edge.service import Service
+
+if TYPE_CHECKING:  # it brings an event loop along
+    from streambatch.edge.feeds import Rows
 
 
 class ErrorAllowance(msgspec.Struct, frozen=True):
@@ -29,18 +34,19 @@ class ErrorAllowance(msgspec.Struct, frozen=True):
 class Config(msgspec.Struct, frozen=True, kw_only=True):
     """One visit to one run, resolved: paths absolute, defaults filled, numbers checked. Times in seconds, sizes in bytes."""
 
-    inputs: tuple[str, ...]  # as the user typed them
+    inputs: tuple[str, ...]  # as the user typed them; "-" is stdin
     output: str  # an absolute path, or "-" for stdout
     run_dir: str  # absolute
     service: Service  # with `local`, replaced once the embedded server runs
     command: str  # what to type to go on, shown when a visit ends early
+    rows: "Rows | None" = None  # what a program gives in place of `inputs`
     asked: Asked = Asked()  # how rows become requests; resolved at the first row
     limits: ShardLimits = ShardLimits()
     run_id: str | None = None
     local: bool = False
     local_speed: float = 10.0
     local_seed: int = 0
-    profile: str = "openai"
+    profile: Profile = OPENAI
     max_batches: int = 64  # in flight at once
     max_transfers: int = 4  # uploads and downloads at once
     workers: int = 2  # 0: jobs run in a thread of this process
@@ -54,6 +60,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     stop_after_s: float | None = None
     limit: int | None = None
     if_exists: str = "fail"  # fail | skip | overwrite
+    keep_spool: bool = False  # the files of merged rows stay in the spool
     retry: RetryPolicy = RetryPolicy()
     labels: tuple[tuple[str, str], ...] = ()
     # capacities of the engine's queues

@@ -6,44 +6,58 @@ The one place that reads the environment for a key. Sends nothing and makes noth
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from streambatch.config import Config, ErrorAllowance
 from streambatch.core.events import Opened, Started
-from streambatch.core.models import ShardLimits
+from streambatch.core.models import Settings, ShardLimits
+from streambatch.core.profiles import FILE, OPENAI, PROFILES, Profile
 from streambatch.core.shaping import Asked
+from streambatch.edge.profiles import read_profile
 from streambatch.edge.service import LOCAL, Service
 from streambatch.errors import ConfigError
 
+if TYPE_CHECKING:  # it brings an event loop along
+    from streambatch.edge.feeds import Rows
+
 Values = Mapping[str, Any]
-PROFILES = ("openai",)
+LOCAL_PROFILES = ("openai", "openai-2024", "azure", "together", "groq")  # what the embedded server can be like
 MOST_LABELS = 8
 GRACE_S, LOCAL_GRACE_S = 120.0, 1.0
 
 
 def configure(
-    inputs: Sequence[str], values: Values, environ: Mapping[str, str], command: str, given: Service | None = None
+    inputs: Sequence[str],
+    values: Values,
+    environ: Mapping[str, str],
+    command: str,
+    given: Service | None = None,
+    rows: "Rows | None" = None,
 ) -> Config:
-    """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError."""
-    output = _output(values, inputs)
+    """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError.
+
+    With `rows` of a program there are no `inputs`.
+    """
+    output = _output(values, inputs, rows)
     check_summary_file(values)
     local = values.get("local", False)
     as_given = {name: values[name] for name in _AS_GIVEN if name in values}
     return Config(
         inputs=tuple(inputs),
+        rows=rows,
         output=output,
         run_dir=_run_dir(output, values),
         run_id=_run_id(values),
-        service=_service(values, environ, given),
+        service=_service(values, environ, given, profile(values)),
         command=command,
         asked=asked(values),
         limits=limits(values),
         local=local,
         local_speed=values.get("speed", 10.0),
         local_seed=values.get("seed", 0),
-        profile=profile(values),
+        profile=_profile(values, local=local),
         workers=workers(values),
         poll_interval_s=values.get("poll_interval"),
         max_errors=allowance(values),
@@ -54,7 +68,7 @@ def configure(
     )
 
 
-_AS_GIVEN = ("max_batches", "max_transfers", "max_attempts", "on_bad_row", "once", "limit", "if_exists")
+_AS_GIVEN = ("max_batches", "max_transfers", "max_attempts", "on_bad_row", "once", "limit", "if_exists", "keep_spool")
 
 
 def resume(
@@ -69,13 +83,14 @@ def resume(
     settings = started.settings
     shaping = settings.shaping
     local = settings.base_url == LOCAL
+    profile = _profile_of(settings, opened)
     known = {"local": True} if local else {} if given else {"base_url": settings.base_url}
     return Config(
         inputs=tuple(file.path for file in started.inputs),
         output=opened.output,
         run_dir=run_dir,
         run_id=started.run_id,
-        service=_service({**values, **known}, environ, given),
+        service=_service({**values, **known}, environ, given, profile),
         command=opened.command,
         asked=Asked(
             endpoint=shaping.endpoint,
@@ -91,7 +106,7 @@ def resume(
         limits=settings.limits,
         local=local,
         **_embedded(opened),
-        profile=settings.profile,
+        profile=profile,
         workers=workers(values),
         poll_interval_s=values.get("poll_interval"),
         adopt_grace_s=LOCAL_GRACE_S if local else GRACE_S,
@@ -141,20 +156,37 @@ def _read(path: str, what: str) -> str:
 
 
 def limits(values: Values) -> ShardLimits:
-    """The limits of a batch: the profile's, or what the user set below them."""
-    most = ShardLimits()
-    for name, bound in (("max_requests", most.max_requests), ("max_bytes", most.max_bytes)):
+    """The limits of a batch: the profile's, or what the user set below them; never more requests than we promise to manage."""
+    known = profile(values)
+    most = {"max_requests": min(known.max_requests, ShardLimits().max_requests), "max_bytes": known.max_bytes}
+    for name, bound in most.items():
         if values.get(name, 0) > bound:
             raise ConfigError(f"{name} {values[name]} is more than the {bound} that the service takes in one batch.")
     given = {name: values[name] for name in ("max_requests", "max_bytes", "max_line_bytes") if name in values}
-    return ShardLimits(**given)
+    return ShardLimits(**(most | given))
 
 
-def profile(values: Values) -> str:
-    name = str(values.get("profile", PROFILES[0]))
-    if name not in PROFILES:
-        raise ConfigError(f"There is no profile {name!r}; known: {', '.join(PROFILES)}.")
-    return name
+def profile(values: Values) -> Profile:
+    """The service's limits and dialect. Raises ConfigError."""
+    return read_profile(str(values.get("profile", OPENAI.name)))
+
+
+def _profile(values: Values, *, local: bool) -> Profile:
+    known = profile(values)
+    if local and known.name not in LOCAL_PROFILES:
+        raise ConfigError(
+            f"The embedded server can't be like the profile {values['profile']}; with --local it is one of"
+            f" {', '.join(LOCAL_PROFILES)}."
+        )
+    return known
+
+
+def _profile_of(settings: Settings, opened: Opened) -> Profile:
+    """The profile of a run that has begun, as its journal has it."""
+    options: dict[str, Any] = msgspec.json.decode(opened.options)
+    told = {name: options[name] for name in ("key_env", "key_header") if name in options}
+    known = PROFILES.get(settings.profile, Profile())
+    return msgspec.structs.replace(known, name=settings.profile, dialect=settings.dialect, **told)
 
 
 def workers(values: Values) -> int:
@@ -171,11 +203,11 @@ def allowance(values: Values) -> ErrorAllowance:
 # -- the run
 
 
-def _output(values: Values, inputs: Sequence[str]) -> str:
+def _output(values: Values, inputs: Sequence[str], rows: "Rows | None") -> str:
     given: str | None = values.get("output")
     if given is None:
         raise ConfigError("No output is named; say where the answers go with -o OUTPUT.")
-    if not inputs:
+    if not inputs and rows is None:
         raise ConfigError("No input is named; give at least one JSONL file.")
     if given == "-":
         if "run_dir" not in values:
@@ -234,30 +266,60 @@ LOCAL_SERVICE = Service(base_url=LOCAL)
 _SERVICE_OPTIONS = ("base_url", "api_key_env", "api_key_file", "header", "ca_bundle", "allow_http")
 
 
-def _service(values: Values, environ: Mapping[str, str], given: Service | None) -> Service:
-    named = [name for name in _SERVICE_OPTIONS if name in values]
+def _service(values: Values, environ: Mapping[str, str], given: Service | None, profile: Profile) -> Service:
     if values.get("local"):
-        if "base_url" in values or given is not None:
-            raise ConfigError("Both local and another service are given; leave one out.")
+        check_local(values, given)
         return LOCAL_SERVICE
-    if given is not None and named:
+    return _with_key(values, environ, profile) if given is None else by_hand(given, values, profile)
+
+
+def check_local(values: Values, given: Service | None) -> None:
+    """Refuse another service beside the embedded one. Raises ConfigError."""
+    if "base_url" in values or given is not None:
+        raise ConfigError("Both local and another service are given; leave one out.")
+
+
+def by_hand(given: Service, values: Values, profile: Profile) -> Service:
+    """A service made by hand, with the header that the profile names. Raises ConfigError for options that say the same again."""
+    named = [name for name in _SERVICE_OPTIONS if name in values]
+    if named:
         raise ConfigError(f"Both service and {named[0]} are given; leave one out.")
-    return service(values, environ) if given is None else given
+    if given.key_header != Service().key_header or profile.key_header == given.key_header:
+        return given
+    return msgspec.structs.replace(given, key_header=profile.key_header)
 
 
 def service(values: Values, environ: Mapping[str, str]) -> Service:
     """The service and its key, from flags and the variables that the official SDK reads. Raises ConfigError."""
-    url: str = values.get("base_url", environ.get("OPENAI_BASE_URL", "")).rstrip("/")
+    return _with_key(values, environ, profile(values))
+
+
+def _with_key(values: Values, environ: Mapping[str, str], profile: Profile) -> Service:
+    return msgspec.structs.replace(_keyless(values, environ, profile), api_key=_key(values, environ, profile))
+
+
+def keyless(values: Values, environ: Mapping[str, str]) -> Service:
+    """The service, before there is a key. Raises ConfigError."""
+    return _keyless(values, environ, profile(values))
+
+
+def _keyless(values: Values, environ: Mapping[str, str], profile: Profile) -> Service:
+    """The variables of the official SDK are about OpenAI: another service is not told of them."""
+    own = environ if profile.base_url == OPENAI.base_url else {}
+    url: str = values.get("base_url", own.get("OPENAI_BASE_URL", "")).rstrip("/")
     if url == LOCAL:
         raise ConfigError("The base URL local is the embedded server's; ask for it with --local.")
+    if not url and profile.base_url is None:
+        whose = "your profile" if profile.name == FILE else f"the profile {profile.name}"
+        raise ConfigError(f"There is no base URL: {whose} has none that fits everybody; give yours with --base-url.")
     return Service(
-        base_url=url if url else Service().base_url,
-        api_key=_key(values, environ),
-        organization=environ.get("OPENAI_ORG_ID"),
-        project=environ.get("OPENAI_PROJECT_ID"),
+        base_url=url if url else str(profile.base_url),
+        organization=own.get("OPENAI_ORG_ID"),
+        project=own.get("OPENAI_PROJECT_ID"),
         headers=_headers(values, environ),
         ca_bundle=values.get("ca_bundle"),
         allow_http=values.get("allow_http", False),
+        key_header=profile.key_header,
     )
 
 
@@ -273,14 +335,19 @@ def _headers(values: Values, environ: Mapping[str, str]) -> tuple[tuple[str, str
     return tuple(headers)
 
 
-def _key(values: Values, environ: Mapping[str, str]) -> str | Callable[[], str]:
+def key(values: Values, environ: Mapping[str, str]) -> str | Callable[[], str]:
+    """The key, or for a key file the function that reads it again. Raises ConfigError."""
+    return _key(values, environ, profile(values))
+
+
+def _key(values: Values, environ: Mapping[str, str], profile: Profile) -> str | Callable[[], str]:
     path = values.get("api_key_file")
     if path is not None:
         if "api_key_env" in values:
             raise ConfigError("Both api_key_env and api_key_file are given; leave one out.")
         _key_in(path)
         return lambda: _key_in(path)
-    variable = values.get("api_key_env", "OPENAI_API_KEY")
+    variable = values.get("api_key_env", profile.key_env)
     key = environ.get(variable, "").strip()
     if not key:
         raise ConfigError(

@@ -56,35 +56,43 @@ class Option(NamedTuple):
 
 
 _SHAPING = "run preview shard"
+_SERVED = "run preview shard check"
+_REACH = "run cancel check"
 _REPORT = "run shard merge"
 _SHOWN = "run cancel shard merge"
 
 OPTIONS: tuple[Option, ...] = (
     Option("output", Kind.PATH, "Where the answers go; - is stdout, for run.", "required", _REPORT, short="-o"),
-    Option("job", Kind.PATH, "A TOML file with any of these names as keys.", on="run preview shard merge"),
+    Option("job", Kind.PATH, "A TOML file with any of these names as keys.", on="run preview shard merge check"),
     # -- the run
     Option("run_dir", Kind.PATH, "Where the run's state lives.", "OUTPUT.run"),
     Option("run_id", Kind.TEXT, "The run's name in the batches' metadata.", "random"),
     Option("label", Kind.LABEL, "Kept in the journal and the batches' metadata; at most 8."),
     # -- the service
-    Option("base_url", Kind.TEXT, "The service.", "OPENAI_BASE_URL, else OpenAI"),
-    Option("api_key_env", Kind.TEXT, "The variable that holds the key.", "OPENAI_API_KEY", on="run cancel"),
+    Option("base_url", Kind.TEXT, "The service.", "OPENAI_BASE_URL, else the profile's", "run check"),
+    Option("api_key_env", Kind.TEXT, "The variable that holds the key.", "the profile's", _REACH),
     Option(
         "api_key_file",
         Kind.PATH,
         "A file that holds the key; read again when the service answers 401.",
-        on="run cancel",
+        on=_REACH,
     ),
-    Option("header", Kind.HEADER, "One more header, its value from a variable.", on="run cancel"),
-    Option("ca_bundle", Kind.PATH, "Certificates to trust.", "the system's", on="run cancel"),
-    Option("allow_http", Kind.FLAG, "Allow clear-text HTTP off this machine.", "off", on="run cancel"),
-    Option("profile", Kind.TEXT, "The service's limits and dialect.", "openai", on="run preview shard"),
-    Option("local", Kind.FLAG, "Use the embedded server, with its state in the run directory; needs no key.", "off"),
+    Option("header", Kind.HEADER, "One more header, its value from a variable.", on=_REACH),
+    Option("ca_bundle", Kind.PATH, "Certificates to trust.", "the system's", on=_REACH),
+    Option("allow_http", Kind.FLAG, "Allow clear-text HTTP off this machine.", "off", on=_REACH),
+    Option("profile", Kind.TEXT, "A service by name, or a FILE.toml: its limits and dialect.", "openai", _SERVED),
+    Option(
+        "local",
+        Kind.FLAG,
+        "Use the embedded server, with its state in the run directory; needs no key.",
+        "off",
+        "run check",
+    ),
     Option("speed", Kind.NUMBER, "With --local: divides the service's durations.", "10"),
     Option("seed", Kind.COUNT, "With --local: of the answers.", "0"),
     # -- rows to requests
     Option("endpoint", Kind.TEXT, "What every request asks for.", "/v1/chat/completions", "run preview shard merge"),
-    Option("model", Kind.TEXT, "The model of plain rows.", on=_SHAPING),
+    Option("model", Kind.TEXT, "The model of plain rows.", on=_SERVED),
     Option("system", Kind.TEXT, "A system message, with {{ field }}.", on=_SHAPING),
     Option("prompt", Kind.TEXT, "The user's message, with {{ field }}.", on=_SHAPING),
     Option("prompt_file", Kind.PATH, "A file that holds the prompt.", on=_SHAPING),
@@ -96,13 +104,14 @@ OPTIONS: tuple[Option, ...] = (
     ),
     Option("column", Kind.TEXT, "With rows: the answer's field.", "answer", "run merge"),
     # -- limits
-    Option("max_requests", Kind.COUNT, "Requests in a batch.", "50000", "run shard", least=1),
-    Option("max_bytes", Kind.SIZE, "Bytes in a batch.", "209715200", "run shard", least=1),
+    Option("max_requests", Kind.COUNT, "Requests in a batch.", "the profile's; 50000", "run shard", least=1),
+    Option("max_bytes", Kind.SIZE, "Bytes in a batch.", "the profile's; 209715200", "run shard", least=1),
     Option("max_line_bytes", Kind.SIZE, "The longest line read.", "32MiB", "run preview shard", least=1),
     Option("max_batches", Kind.COUNT, "Batches at once.", "64", least=1),
     Option("max_transfers", Kind.COUNT, "Uploads and downloads at once.", "4", least=1),
     Option("workers", Kind.COUNT, "Processes for the heavy work; 0: none.", "min(cores, 2)", _REPORT),
     Option("limit", Kind.COUNT, "Only the first N rows.", "all", "run shard"),
+    Option("keep_spool", Kind.FLAG, "Keep the files of rows that are merged.", "off"),
     # -- time
     Option(
         "poll_interval", Kind.DURATION, "Between two looks at the batches.", "adaptive, 5 s to 60 s", on="run cancel"
@@ -118,7 +127,7 @@ OPTIONS: tuple[Option, ...] = (
     # -- what is shown
     Option("summary_file", Kind.PATH, "The summary as JSON, also on failure.", on=_SHOWN),
     Option("log_format", Kind.CHOICE, "Progress on stderr.", "text", "run cancel", ("text", "json"), terminal=True),
-    Option("json", Kind.FLAG, "The summary as JSON on stdout.", "off", _SHOWN, terminal=True),
+    Option("json", Kind.FLAG, "The summary as JSON on stdout.", "off", "run cancel shard merge check", terminal=True),
     Option("quiet", Kind.FLAG, "No progress.", "off", _SHOWN, terminal=True),
     Option("yes", Kind.FLAG, "Never ask.", "off", terminal=True),
 )

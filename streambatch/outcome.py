@@ -1,11 +1,13 @@
 """Outcome: the final word on one row as the library hands it out, read from a result line or from a row with its answer."""
 
 import json
+from functools import lru_cache
 from typing import Any
 
 import msgspec
 
 from streambatch.core.replies import AnswerReader
+from streambatch.edge.readout import Ended
 from streambatch.errors import StreambatchError
 
 
@@ -45,27 +47,63 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 def of_row(line: bytes, column: str) -> Outcome:
     """The outcome in a user's row that carries its answer."""
-    row = json.loads(line)
+    row = _object(_loads(line))
     return Outcome(raw=line, value=row.pop(column, None), error=row.pop(f"{column}_error", None), row=row)
 
 
+def of_end(end: Ended, endpoint: str) -> Outcome:
+    """The outcome of a row that a run has brought to its end."""
+    known = Outcome(raw=b"") if end.result is None else of_result(end.result, endpoint)
+    row = None if end.row is None else _loads(end.row)
+    return msgspec.structs.replace(
+        known,
+        row=row if isinstance(row, dict) else None,
+        ordinal=end.ordinal,
+        custom_id=end.custom_id,
+        attempts=end.attempts,
+        value=known.value if end.reason is None else None,
+        error=known.error if end.reason is None else end.reason,
+    )
+
+
 def of_result(line: bytes, endpoint: str) -> Outcome:
-    """The outcome in a service's result line."""
-    result = json.loads(line)
-    body = (result.get("response") or {}).get("body")
-    body = json.loads(body) if isinstance(body, str) else body
-    body = body if isinstance(body, dict) else {}
-    value, error = AnswerReader(endpoint).read(line)
+    """The outcome in a service's result line, whatever the service made of it."""
+    result = _object(_loads(line))
+    body = _object(result.get("response")).get("body")
+    body = _object(_loads(body) if isinstance(body, str) else body)
     choices = body.get("choices")
+    first = _object(choices[0]) if isinstance(choices, list) and choices else {}
+    value, error = _reader(endpoint).read(line)
     return Outcome(
         raw=line,
         custom_id=result.get("custom_id"),
         model=body.get("model"),
-        value=json.loads(value),
+        value=_loads(value),
         error=error,
         usage=body.get("usage"),
-        finish_reason=choices[0].get("finish_reason") if choices else None,
+        finish_reason=first.get("finish_reason"),
     )
+
+
+def _object(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
+
+
+def _loads(data: bytes | str) -> Any:
+    """JSON, by the quick decoder or the tolerant one; None for what is none."""
+    try:
+        return msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        try:
+            return json.loads(data)
+        except (ValueError, RecursionError):
+            return None
+
+
+@lru_cache(maxsize=8)
+def _reader(endpoint: str) -> AnswerReader:
+    """Making one takes longer than reading with it."""
+    return AnswerReader(endpoint)
 
 
 def is_result(line: bytes) -> bool:

@@ -4,7 +4,8 @@ Each step performs one effect and returns the event that says what happened. Kno
 """
 
 import contextlib
-import os
+import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
@@ -14,11 +15,14 @@ from streambatch.core import events as e
 from streambatch.core import jobs, lifecycle, tags, verdicts
 from streambatch.core.models import Shard
 from streambatch.edge.client import BatchApi
+from streambatch.edge.clock import Clock
+from streambatch.edge.fetching import ERROR, OUTPUT, Results
 from streambatch.edge.files import Blocking, RunFiles, sync_folder
 from streambatch.edge.journal import Journal, Store
 from streambatch.edge.workers import Executor
 from streambatch.errors import ApiError, JournalError, Paused
 
+DOUBTS_PER_SHARD = 3
 CREATE_PATIENCE_S = 8.0  # how long a stop waits for the answer of a create that is on its way
 
 
@@ -30,6 +34,7 @@ class Order(msgspec.Struct, frozen=True):
     cut: str
     labels: tuple[tuple[str, str], ...]
     max_attempts: int
+    grace_s: float
 
 
 class Steps:
@@ -43,6 +48,7 @@ class Steps:
         files: RunFiles,
         executor: Executor,
         blocking: Blocking,
+        clock: Clock,
         transfers: anyio.CapacityLimiter,
         search: Callable[[Shard], Awaitable[e.ShardEvent]],
         refused: Callable[[Shard, verdicts.Verdict], None],
@@ -56,7 +62,10 @@ class Steps:
         self._transfers = transfers
         self._search = search
         self._refused = refused
+        self._results = Results(api, clock, blocking, transfers, order.grace_s)
+        self._doubts: Counter[str] = Counter()  # creates of a shard that this process left in doubt
         self._patient: set[anyio.CancelScope] = set()
+        self._deadline = math.inf  # of creates, once the run is being stopped
 
     async def perform(self, step: lifecycle.Step) -> e.ShardEvent:
         """Do one step. Raises ApiError, StorageError, JournalError or Paused."""
@@ -66,6 +75,7 @@ class Steps:
             case lifecycle.Create(shard=shard):
                 return await self._create(shard)
             case lifecycle.Search(shard=shard):
+                self._check_doubts(shard)
                 return await self._search(shard)
             case lifecycle.Download(shard=shard):
                 return await self._download(shard)
@@ -101,20 +111,30 @@ class Steps:
         except ApiError as error:
             return self._not_created(shard, error)
         if batch is None:
-            return e.Doubted(
-                shard=shard.name, create=shard.create, reason="the engine was stopped before the answer came"
-            )
+            return self._doubted(shard, "the engine was stopped before the answer came")
         return e.Submitted(shard=shard.name, batch_id=batch.id, file_id=shard.file_id, create=shard.create)
 
     def _not_created(self, shard: Shard, error: ApiError) -> e.ShardEvent:
         if error.maybe_done:
-            return e.Doubted(shard=shard.name, create=shard.create, reason=str(error))
+            return self._doubted(shard, str(error))
         verdict = verdicts.of_refused_create(shard, error)
         if verdict is None:
             # Certainly not created: the shard goes back to where the next process finds it, then the run ends.
             verdict = verdicts.Verdict(e.Refused(shard=shard.name, reason=str(error)), stop=error)
         self._refused(shard, verdict)
         return verdict.event
+
+    def _doubted(self, shard: Shard, reason: str) -> e.Doubted:
+        self._doubts[shard.name] += 1
+        return e.Doubted(shard=shard.name, create=shard.create, reason=reason)
+
+    def _check_doubts(self, shard: Shard) -> None:
+        """A service that leaves create after create without an answer is not asked on and on."""
+        if self._doubts[shard.name] >= DOUBTS_PER_SHARD:
+            raise ApiError(
+                f"The service left {DOUBTS_PER_SHARD} creates of shard {shard.name} without an answer; run the same command"
+                " again when it answers."
+            )
 
     async def _span(self, shard: Shard) -> str:
         if shard.segment is None:
@@ -126,8 +146,8 @@ class Steps:
 
     @contextlib.contextmanager
     def _patience(self) -> Iterator[None]:
-        """Shields a create from a stop, until `hurry` sets a deadline."""
-        with anyio.CancelScope(shield=True) as scope:
+        """Shields a create from a stop, until the deadline that `hurry` sets or has set."""
+        with anyio.CancelScope(shield=True, deadline=self._deadline) as scope:
             self._patient.add(scope)
             try:
                 yield
@@ -136,44 +156,23 @@ class Steps:
 
     def hurry(self) -> None:
         """The run is being stopped: creates on their way get a last few seconds for their answer."""
+        self._deadline = anyio.current_time() + CREATE_PATIENCE_S
         for scope in self._patient:
-            scope.deadline = anyio.current_time() + CREATE_PATIENCE_S
+            scope.deadline = self._deadline
 
     # -- from the provider
 
     async def _download(self, shard: Shard) -> e.ShardEvent:
-        async with self._transfers:
-            output = await self._fetch(shard, shard.output_id, ".output")
-            error = await self._fetch(shard, shard.error_id, ".error")
-            await self._blocking(sync_folder, self._files.spool)
-        return e.Downloaded(shard=shard.name, output=output, error=error)
-
-    async def _fetch(self, shard: Shard, file_id: str | None, ending: str) -> bool:
-        """Fetch one result file; a length that is wrong twice in the same way is taken as it is."""
-        if not file_id:
-            return False
-        path = self._files.path(shard.name, ending)
-        try:
-            told = (await self._api.file_info(file_id)).bytes
-            got = await self._api.download(file_id, f"{path}.part")
-            if got != told:
-                got = await self._again(shard, file_id, f"{path}.part", got, told)
-        except ApiError as error:
-            if error.status == 404:
-                raise Paused(_gone(shard, file_id)) from error
-            raise
-        await self._blocking(os.replace, f"{path}.part", path)
-        return True
-
-    async def _again(self, shard: Shard, file_id: str, target: str, got: int, told: int) -> int:
-        twice = await self._api.download(file_id, target)
-        if twice not in (got, told):
-            raise ApiError(
-                f"The result file {file_id} of shard {shard.name} came with {got}, then {twice} bytes where the service"
-                f" says {told}; run the same command again later.",
-                retryable=True,
-            )
-        return twice
+        paths = {ending: self._files.path(shard.name, ending) for ending in (OUTPUT, ERROR)}
+        told = await self._results.fetch(shard, paths)
+        await self._blocking(sync_folder, self._files.spool)
+        return e.Downloaded(
+            shard=shard.name,
+            output=told.output_id is not None,
+            error=told.error_id is not None,
+            output_id=told.output_id,
+            error_id=told.error_id,
+        )
 
     async def _settle(self, shard: Shard) -> e.ShardEvent:
         stem = self._files.stem(shard.name)
@@ -209,10 +208,3 @@ class Steps:
             refused=refused,
             suffix=self._files.suffix,
         )
-
-
-def _gone(shard: Shard, file_id: str) -> str:
-    return (
-        f"The service no longer has the result file {file_id} of batch {shard.batch_id}: {shard.rows} rows of shard"
-        f" {shard.name} were paid and are gone there; nothing is bought again without your word."
-    )

@@ -14,6 +14,7 @@ from benchmarks import checking, commands, data, machine, report
 from benchmarks.contenders import Bench
 from benchmarks.contest import Contender, Mark, Record, Section, Turn, compete, ratios
 from benchmarks.jobs import JOBS
+from benchmarks.loading import MARK, Load, queue, request_lines
 from benchmarks.measuring import KNOWS_MEMORY, Figures, Started, measure
 
 needs_proc = pytest.mark.skipif(not KNOWS_MEMORY, reason="memory is read from /proc")
@@ -228,13 +229,44 @@ def test_a_mark_says_how_it_stands(mark: Mark, verdict: str) -> None:
     assert mark.verdict == verdict
 
 
+# -- the server under load
+
+
+@pytest.mark.process
+def test_a_queue_is_driven_to_its_end_and_what_is_wrong_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load, notes = Load(3, 20, 0.5), list[str]()
+    turn = queue(tmp_path / "right", 7, load, notes)
+    assert (load.executed, turn.problems, turn.figures.exit_code) == (30, (), 0)
+    assert sum("downloaded 30 result lines" in note for note in notes) == 1
+    monkeypatch.setattr(Load, "script", {})  # all rows are executed, where half of them are expected
+    wrong = queue(tmp_path / "wrong", 7, load, [])
+    assert len(wrong.problems) == 4
+    assert "'rows_executed': 60" in wrong.problems[-1]
+
+
+def test_request_lines_are_short_and_told_apart() -> None:
+    rows = [json.loads(line) for line in request_lines(100).split(b"\n")[:-1]]
+    assert len({row["custom_id"] for row in rows}) == 100
+    assert all(row["custom_id"].startswith(MARK.decode()) for row in rows)
+
+
 # -- all of it
 
 
 @pytest.mark.process
 def test_a_fast_run_measures_every_job_and_finds_nothing_wrong(tmp_path: Path) -> None:
     target = tmp_path / "figures.json"
-    words = ("--fast", "--only", "shard,merge,run,memory", "--json", str(target), "--workdir", str(tmp_path / "work"))
+    words = (
+        "--fast",
+        "--only",
+        "shard,merge,run,memory,load",
+        "--json",
+        str(target),
+        "--workdir",
+        str(tmp_path / "work"),
+    )
     done = subprocess.run(
         [sys.executable, "-m", "benchmarks", *words], cwd=ROOT, capture_output=True, text=True, timeout=110, check=False
     )
@@ -242,14 +274,14 @@ def test_a_fast_run_measures_every_job_and_finds_nothing_wrong(tmp_path: Path) -
     told = json.loads(target.read_bytes())
     assert told["schema_version"] == 1
     assert told["machine"]["cores"] >= 1
-    assert [section["name"] for section in told["sections"]] == ["shard", "merge", "run", "memory"]
+    assert [section["name"] for section in told["sections"]] == ["shard", "merge", "run", "memory", "load"]
     for section in told["sections"]:
         assert section["name"] in done.stdout
         for record in section["records"]:
             assert record["missing"] is not None or len(record["turns"]) == 1
             assert not any(turn["problems"] or turn["figures"]["exit_code"] for turn in record["turns"])
     ours = [record["name"] for section in told["sections"] for record in section["records"] if record["ours"]]
-    assert len(ours) == 2 + 2 + 3 + 3
+    assert len(ours) == 2 + 2 + 3 + 3 + 3
     assert not (tmp_path / "work" / "out").exists()
 
 
@@ -258,7 +290,7 @@ def test_a_job_that_is_unknown_and_no_rows_at_all_are_refused(capsys: pytest.Cap
         with pytest.raises(SystemExit) as left:
             bench.main(words)
         assert left.value.code == 2
-    assert "dance is none of shard, merge, run, memory" in capsys.readouterr().err
+    assert "dance is none of shard, merge, run, memory, load" in capsys.readouterr().err
 
 
 def test_a_full_disk_is_said_before_anything_is_made(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,7 +1,6 @@
 """What can rot: flags = variables = job file = library keywords = docs, and the links of the pages."""
 
 import re
-import subprocess
 import sys
 from pathlib import Path
 from typing import get_type_hints
@@ -48,7 +47,7 @@ def test_the_page_shows_the_options() -> None:
 
 def test_flags_are_the_options() -> None:
     flags: dict[str, set[str]] = {}
-    for command in ("run", "preview", "shard", "merge", "cancel"):
+    for command in ("run", "preview", "shard", "merge", "cancel", "check"):
         for name in _names(command):
             flags.setdefault(name, set()).add(command)
     own = {"n", "inputs", "run", "input_path", "results"}
@@ -110,21 +109,13 @@ def test_library_keywords_are_the_options() -> None:
     assert reach == {
         option.name for option in OPTIONS if "cancel" in option.on.split() and "merge" not in option.on
     } - {"log_format"}
+    asked = set(get_type_hints(api.CheckOptions))
+    assert asked == {option.name for option in OPTIONS if "check" in option.on.split() and not option.terminal}
 
 
 def test_the_page_names_every_command() -> None:
     page = PAGE.read_text(encoding="utf-8")
     assert {c for c in COMMANDS if f"\nstreambatch {c} " in page} | {"serve"} == set(COMMANDS)
-
-
-def test_the_first_example_of_the_library_runs(tmp_path: Path) -> None:
-    page = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
-    example = page.split("```python\n", 1)[1].split("```", 1)[0]
-    (tmp_path / "questions.jsonl").write_text('{"question": "why?"}\n', encoding="utf-8")
-    told = subprocess.run(
-        [sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False
-    )
-    assert told.stdout == f"1 answers in {tmp_path / 'answers.jsonl'}\n", told.stderr
 
 
 @pytest.mark.parametrize("page", ["README.md", "docs/library.md"])

@@ -17,6 +17,8 @@ BESIDE = {
     "outcome",
     "previewing",
     "endings",
+    "checking",
+    "syncing",
 }  # parts of the library and the commands
 MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
@@ -29,15 +31,18 @@ MAY_IMPORT: dict[str, set[str]] = {
     "configure": {"errors", "core", "edge", "config", "options"},
     "progress": {"errors", "core"},
     "reports": {"errors", "core", "edge"},
-    "outcome": {"errors", "core"},
+    "outcome": {"errors", "core", "edge"},
     "previewing": {"errors", "core", "edge"},
     "endings": {"errors", "core", "edge", "config", "engine"},
+    "checking": {"errors", "core", "edge", "configure"},
+    "syncing": {"errors"},
     "server": {"errors"},
     "testing": {"errors", "server"},
     "api": {"errors", "core", "edge", "config", "engine", "server", *BESIDE},
+    "streaming": {"errors", "core", "edge", "config", "engine", "api", "outcome", "syncing"},
     "cli": {"errors", "core", "edge", "config", "engine", "server", "progress", "api", *BESIDE},
     "__main__": {"cli"},
-    "__init__": {"api", "errors"},
+    "__init__": {"api", "streaming", "errors"},
 }
 OUTSIDE = {
     "os",

@@ -18,6 +18,7 @@ COMMANDS = {
     "cancel": "Cancel what is in flight, keep what it finished; stays resumable.",
     "shard": "Only cut input into batch files; no network.",
     "merge": "Only merge result files by custom_id into input order; no network.",
+    "check": "Key, files, batches, model, proxy, certificates: what works from here; costs nothing.",
     "serve": "The local OpenAI-compatible batch server.",
 }
 

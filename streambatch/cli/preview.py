@@ -18,8 +18,7 @@ def preview(inputs: tuple[str, ...], n: int, **values: Any) -> None:
     from streambatch.cli.ending import say
     from streambatch.configure import asked, limits, profile
 
-    profile(values)
-    seen = previewing.preview(inputs, asked(values), limits(values), n)
+    seen = previewing.preview(inputs, asked(values), limits(values), n, profile=profile(values))
     for words in seen.unfit[:MOST_SAID]:
         say(f"Not sent: {words}.")
     if len(seen.unfit) > MOST_SAID:

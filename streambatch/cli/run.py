@@ -22,7 +22,8 @@ def run(inputs: tuple[str, ...] = (), **values: Any) -> None:
     from streambatch.errors import ConfigError, StorageError
     from streambatch.reports import tell
 
-    command = shlex.join(["streambatch", *sys.argv[1:]])
+    piped = "... | " if "-" in inputs else ""
+    command = piped + shlex.join(["streambatch", *sys.argv[1:]])
     if values.get("json") and values.get("output") == "-":
         raise click.UsageError("Both --json and -o - would write to stdout; leave one out.")
     try:

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -53,9 +54,11 @@ def serve(
     from streambatch.server.settings import Settings
 
     script = Script() if faults is None else read_script(faults)
-    with tempfile.TemporaryDirectory(prefix="streambatch-server-") as scratch:
+    with ExitStack() as stack:
+        if data_dir is None:
+            data_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="streambatch-server-")))
         settings = Settings(
-            data_dir=Path(scratch) if data_dir is None else data_dir,
+            data_dir=data_dir,
             host=host, port=port, api_key=_key(api_key_env), seed=seed, speed=speed, profile=profile, tier=tier,
             webhook_url=webhook_url, webhook_secret=_key(webhook_secret_env, "--webhook-secret-env"),
         )  # fmt: skip

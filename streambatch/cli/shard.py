@@ -19,7 +19,7 @@ def shard(inputs: tuple[str, ...] = (), **values: Any) -> None:
     if not inputs or "output" not in values:
         raise click.UsageError("Name at least one INPUT, and where the shards go with -o DIR.")
     offline.check(values, "folder")
-    configure.profile(values)
+    profile = configure.profile(values)
     try:
         report = cut(
             inputs,
@@ -29,6 +29,7 @@ def shard(inputs: tuple[str, ...] = (), **values: Any) -> None:
             workers=configure.workers(values),
             if_exists=values.get("if_exists", "fail"),
             limit=values.get("limit"),
+            profile=profile,
         )
     except StreambatchError as error:
         offline.failed(error, values)

@@ -4,7 +4,7 @@ import msgspec
 
 from streambatch.core import tags
 from streambatch.core.events import Found
-from streambatch.core.wire import BatchInfo
+from streambatch.core.wire import BatchInfo, BatchPage
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -36,6 +36,26 @@ def found(batch: BatchInfo, run: str, owner: str | None) -> Found | None:
 def unknowable(batch: BatchInfo) -> bool:
     """Whether a listed batch shows neither metadata nor input file: then absence from the list proves nothing."""
     return not batch.metadata and not batch.input_file_id
+
+
+class Reading(msgspec.Struct, frozen=True):
+    """How far a reading of the list has come: the batches of its last page, and the last one of each page before."""
+
+    page: frozenset[str] = frozenset()
+    ends: frozenset[str] = frozenset()
+
+
+def stuck(reading: Reading, page: BatchPage) -> bool:
+    """Whether a page brings nothing that is older than what was read: its service can't turn pages, or says that there are more
+    and shows none."""
+    last = page.data[-1].id if page.data else None
+    return (page.has_more and last is None) or last in reading.page or last in reading.ends
+
+
+def turned(reading: Reading, page: BatchPage) -> Reading:
+    """The reading after this page."""
+    ids = [batch.id for batch in page.data]
+    return Reading(frozenset(ids), reading.ends | frozenset(ids[-1:]))
 
 
 def choose(batches: list[Found]) -> Choice:

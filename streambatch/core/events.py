@@ -49,10 +49,11 @@ class Swept(Event, frozen=True):
 
 
 class Exhausted(Event, frozen=True):
-    """The inputs were read to their end, or to `--limit` (`limited`): `ordinals` lines in all."""
+    """The inputs, as they were then, were read to their end, or to `--limit` (`limited`): `ordinals` lines in all."""
 
     ordinals: int
     limited: bool
+    inputs: tuple[InputFile, ...] = ()
 
 
 class Merged(Event, frozen=True):
@@ -193,10 +194,13 @@ class Admitted(ShardEvent, frozen=True):
 
 
 class Downloaded(ShardEvent, frozen=True):
-    """Both result files are here, synced, as `STEM.output` and `STEM.error`, where the batch has them."""
+    """Both result files are here, synced, as `STEM.output` and `STEM.error`, where the batch has them; under these ids, where they
+    were not known before."""
 
     output: bool
     error: bool
+    output_id: str | None = None
+    error_id: str | None = None
 
 
 class Settled(ShardEvent, frozen=True):

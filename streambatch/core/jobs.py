@@ -152,8 +152,9 @@ class SegmentCount(msgspec.Struct, frozen=True):
 
 
 class Outcomes(msgspec.Struct, frozen=True, tag="outcomes"):
-    """What `Settle` found. `left` is (generation of the next try, rows), ascending. `missing` rows were in neither file;
-    `unknown` lines carry no id of this shard; `duplicate` lines repeat one; `torn` is True for an unfinished last line."""
+    """What `Settle` found. `left` is (generation of the next try, rows), ascending. `missing` rows were in neither file, or all
+    that came of them was malformed; `unknown` lines carry no id of this shard; `duplicate` lines repeat one; `torn` is True for an
+    unfinished last line."""
 
     done: int
     errors: int

@@ -109,6 +109,9 @@ def _changes(shard: Shard, event: e.ShardEvent) -> dict[str, object]:
             return {"cancel_asked": True}
         case e.BatchFinished(batch_id=batch, status=status, output_id=output_id, error_id=error_id):
             return {"batch_id": batch, "status": status, "output_id": output_id, "error_id": error_id}
+        case e.Downloaded(output_id=output_id, error_id=error_id):
+            late = {"output_id": output_id, "error_id": error_id}
+            return {name: told for name, told in late.items() if told is not None}
     return {}
 
 

@@ -106,6 +106,7 @@ WORDS = {
     RowClass.CONTENT_POLICY: "the service refused this content",
     RowClass.REFUSED: "the service refused this line of the batch",
     RowClass.UNKNOWN: "the service gave an answer that nobody knows",
+    RowClass.MALFORMED: "the service's result for this row came back malformed",
 }
 
 
@@ -141,7 +142,7 @@ def as_object(line: bytes) -> msgspec.Raw:
     """A service's line as it is, if it is an object of JSON; else as one text."""
     try:
         whole = isinstance(msgspec.json.decode(line), dict)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         whole = False
     return msgspec.Raw(line.strip(b" \t\r\n") if whole else msgspec.json.encode(line.decode(errors="replace")))
 

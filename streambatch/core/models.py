@@ -7,6 +7,8 @@ from enum import Enum
 
 import msgspec
 
+from streambatch.core.profiles import Dialect
+
 
 class ShardState(Enum):
     """Where a shard stands. The arrows between the states are `core.lifecycle.TRANSITIONS`."""
@@ -108,12 +110,25 @@ class Shaping(msgspec.Struct, frozen=True):
 
 
 class InputFile(msgspec.Struct, frozen=True):
-    """One input as it was when last looked at. `path` is absolute; messages show `name`, as the user typed it."""
+    """One input as it was when last looked at. `path` is absolute; messages show `name`, as the user typed it.
+
+    `kind`: plain | gzip | stdin | rows. All but plain files are *serial*: read from front to back, at offsets of their
+    (decompressed) content. stdin and rows are *streams*: they can't be read again, and have no path, size or time.
+    """
 
     name: str
     path: str
     size: int
     mtime_ns: int
+    kind: str = "plain"
+
+    @property
+    def serial(self) -> bool:
+        return self.kind != "plain"
+
+    @property
+    def stream(self) -> bool:
+        return self.kind in ("stdin", "rows")
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -127,6 +142,7 @@ class Settings(msgspec.Struct, frozen=True):
     limits: ShardLimits
     emit: str  # results | rows
     column: str
+    dialect: Dialect = Dialect()
 
 
 class Usage(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from streambatch.core.joins import RowNames
 from streambatch.core.lines import is_blank
 from streambatch.core.results import Verdict, decode_usual, read_line
 from streambatch.core.rows import BadLineError, check_utf8, json_fault
-from streambatch.core.settling import RowClass, classify
+from streambatch.core.settling import RowClass, class_of
 
 
 class RowNamer:
@@ -90,7 +90,7 @@ def name_result(line: bytes) -> tuple[bytes | None, RowClass]:
     """The name and the class of a line."""
     try:
         told = decode_usual(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return name_verdict(read_line(line))
     if 200 <= told.response.status_code < 300:
         return told.custom_id.encode(), RowClass.OK
@@ -101,4 +101,4 @@ def name_verdict(verdict: Verdict | None) -> tuple[bytes | None, RowClass]:
     """The name and the class of what a line says."""
     if verdict is None:
         return None, RowClass.UNKNOWN
-    return verdict.custom_id.encode(), classify(verdict.status, verdict.code, verdict.body_code, verdict.message)
+    return verdict.custom_id.encode(), class_of(verdict)

@@ -11,6 +11,9 @@ import msgspec
 
 NULL = b"null"
 NO_TEXT = "the service answered without a text"
+NO_VECTOR = "the service answered without an embedding"
+NO_RESULT = "the service answered without a moderation result"
+NO_BODY = "the service's answer has not the shape of this endpoint"
 
 Answer = tuple[bytes, str | None]  # JSON text of the value; why there is none
 
@@ -27,7 +30,7 @@ class _Choice(msgspec.Struct, gc=False):
 
 
 class _Choices(msgspec.Struct, gc=False):
-    choices: list[_Choice]
+    choices: list[_Choice] | None = None
 
 
 class _Part(msgspec.Struct, gc=False):
@@ -42,19 +45,19 @@ class _Item(msgspec.Struct, gc=False):
 
 
 class _Output(msgspec.Struct, gc=False):
-    output: list[_Item]
+    output: list[_Item] | None = None
 
 
 class _Embedding(msgspec.Struct, gc=False):
-    embedding: msgspec.Raw
+    embedding: msgspec.Raw = msgspec.Raw(NULL)
 
 
 class _Data(msgspec.Struct, gc=False):
-    data: list[_Embedding]
+    data: list[_Embedding] | None = None
 
 
 class _Results(msgspec.Struct, gc=False):
-    results: msgspec.Raw
+    results: msgspec.Raw = msgspec.Raw(NULL)
 
 
 # -- the value in a body
@@ -81,7 +84,7 @@ def _value(raw: bytes, refusal: str | None, finish_reason: str | None) -> Answer
 
 def _response(body: _Output) -> Answer:
     """All texts of all messages, as the official SDK's `output_text`."""
-    parts = [part for item in body.output if item.type == "message" for part in item.content or ()]
+    parts = [part for item in body.output or () if item.type == "message" for part in item.content or ()]
     texts = [part.text for part in parts if part.type == "output_text"]
     if texts:
         return msgspec.json.encode("".join(texts)), None
@@ -90,14 +93,15 @@ def _response(body: _Output) -> Answer:
 
 def _embedding(body: _Data) -> Answer:
     """The vector (or its base64 text); of a row with several inputs the list of them."""
-    vectors = [bytes(entry.embedding) for entry in body.data]
-    if not vectors:
-        return _value(NULL, None, None)
+    vectors = [bytes(entry.embedding) for entry in body.data or ()]
+    if not vectors or NULL in vectors:
+        return NULL, NO_VECTOR
     return (vectors[0] if len(vectors) == 1 else b"[" + b",".join(vectors) + b"]"), None
 
 
 def _moderation(body: _Results) -> Answer:
-    return bytes(body.results), None
+    results = bytes(body.results)
+    return (NULL, NO_RESULT) if results in (NULL, b"[]") else (results, None)
 
 
 def _whole(body: msgspec.Raw) -> Answer:
@@ -132,10 +136,10 @@ class AnswerReader:
         """The answer in a successful result line."""
         try:
             body = self._body(line)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             body = self._mended(line)
         if body is None:
-            return NULL, "the service's answer has not the shape of this endpoint"
+            return NULL, NO_BODY
         return self._read(body)
 
     def _body(self, line: bytes) -> Any:

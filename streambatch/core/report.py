@@ -19,7 +19,7 @@ class Reason(msgspec.Struct, frozen=True):
 
 
 class Progress(msgspec.Struct, frozen=True):
-    """One look at a running engine. `shards` counts by state; `bytes_total` is of all inputs; times in seconds."""
+    """One look at a running engine: counts, `shards` by state, `bytes_total` of all inputs (0: nobody knows), times in seconds."""
 
     run_id: str
     phase: str  # starting | waiting | running | draining | cancelling | merging | finished

@@ -14,7 +14,10 @@ HEAD_BYTES = 64 << 10  # a line's custom_id and status stand in its first 64 KiB
 
 
 class Verdict(msgspec.Struct, frozen=True, gc=False):
-    """What a line says: `status` is None without a response; codes and message as the service wrote them."""
+    """What a line says: `status` is None without a response; codes and message as the service wrote them.
+
+    A `malformed` line breaks off or is no JSON: it says whose it is, and nothing else of it counts.
+    """
 
     custom_id: str
     status: int | None
@@ -22,6 +25,7 @@ class Verdict(msgspec.Struct, frozen=True, gc=False):
     body_code: str | None = None
     message: str | None = None
     usage: Usage | None = None
+    malformed: bool = False
 
 
 # -- the usual line, by its types
@@ -76,11 +80,11 @@ def usage_of(counts: TokenCounts) -> Usage:
 
 
 def read_line(line: bytes) -> Verdict | None:
-    """What a whole line says; None where it carries no custom_id or is no complete object."""
+    """What a whole line says; None where nobody can tell whose it is."""
     try:
         tree = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
-        return read_head(line) if complete((line,)) else None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return read_head(line) if complete((line,)) else read_broken(line)
     return _of_tree(tree) if isinstance(tree, dict) else None
 
 
@@ -107,7 +111,7 @@ def _mapping(value: object) -> dict[str, object]:
     if isinstance(value, str):
         try:
             value = msgspec.json.decode(value)
-        except msgspec.DecodeError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
     return value if isinstance(value, dict) else {}
 
@@ -120,7 +124,7 @@ def _status(response: dict[str, object]) -> int | None:
 
 def _number(value: object) -> int | None:
     """A status, also as a float or as text."""
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and len(value) <= 9 and value.isascii() and value.isdigit():
         return int(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
         return int(value)
@@ -168,6 +172,18 @@ def read_head(head: bytes, tail: bytes = b"") -> Verdict | None:
         _word(found, "message"),
         _usage_of_tail(tail),
     )
+
+
+def read_ends(head: bytes, tail: bytes) -> Verdict | None:
+    """What a line says that is too long to hold; one that does not begin and end with a brace is malformed."""
+    whole = head.lstrip().startswith(b"{") and tail.rstrip().endswith(b"}")
+    return read_head(head, tail) if whole else read_broken(head)
+
+
+def read_broken(head: bytes) -> Verdict | None:
+    """Whose a malformed line is; None where its beginning does not tell."""
+    custom_id = pick(head, {(b'"custom_id"',): "custom_id"}).get("custom_id")
+    return Verdict(custom_id, None, malformed=True) if isinstance(custom_id, str) else None
 
 
 def _word(found: dict[str, object], name: str) -> str | None:

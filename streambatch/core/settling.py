@@ -42,6 +42,7 @@ class RowClass(IntEnum):
     CONTENT_POLICY = 7
     REFUSED = 8
     UNKNOWN = 9
+    MALFORMED = 10
 
     @property
     def label(self) -> str:
@@ -50,7 +51,14 @@ class RowClass(IntEnum):
 
 BAD_ROW = "bad_row"  # the `class` of a row that was never sent
 LEFTABLE = frozenset(
-    {RowClass.RATE_LIMITED, RowClass.SERVER_ERROR, RowClass.EXPIRED, RowClass.CANCELLED, RowClass.MISSING}
+    {
+        RowClass.RATE_LIMITED,
+        RowClass.SERVER_ERROR,
+        RowClass.EXPIRED,
+        RowClass.CANCELLED,
+        RowClass.MISSING,
+        RowClass.MALFORMED,
+    }
 )  # worth another try; all others are final
 
 _BY_CODE = {
@@ -69,6 +77,13 @@ _BY_CODE = {
     "invalid_request": RowClass.INVALID_REQUEST,
     "invalid_request_error": RowClass.INVALID_REQUEST,
 }
+
+
+def class_of(verdict: Verdict) -> RowClass:
+    """The class of a line by what it says."""
+    if verdict.malformed:
+        return RowClass.MALFORMED
+    return classify(verdict.status, verdict.code, verdict.body_code, verdict.message)
 
 
 def classify(
@@ -162,8 +177,7 @@ class Ledger:
 
     def enter_line(self, row: int, verdict: Verdict, file: int, offset: int, length: int) -> bool:
         """`enter` by what the line says."""
-        row_class = classify(verdict.status, verdict.code, verdict.body_code, verdict.message)
-        return self.enter(row, row_class, file, offset, length)
+        return self.enter(row, class_of(verdict), file, offset, length)
 
     def enter_successes(self, rows: Sequence[int], file: int, offset: int, lengths: Sequence[int]) -> bool:
         """Enter lines that follow each other, newlines included in their lengths; False, and nothing, if a row came before."""
@@ -193,13 +207,16 @@ class Ledger:
         self._set(row, self._found[RowClass.REFUSED], NOTES, offset, length)
 
     def close(self) -> int:
-        """Enter all rows that are still open, as `Rules.unseen` has it. The number of missing ones."""
+        """Enter all rows that are still open, as `Rules.unseen` has it. The number of rows that may have been billed and have
+        no outcome of the service's: missing ones, and those of which only a malformed line came."""
+        heads = Counter(self._heads).items()
+        broken = sum(rows for head, rows in heads if head != OPEN and head >> 8 & 0xFF == RowClass.MALFORMED)
         row_class = self._rules.unseen
         head = self._head(row_class, *self._rules.judge(row_class, found=False))
         rows = self.open_rows()
         for row in rows:
             self._heads[row] = head
-        return len(rows) if row_class is RowClass.MISSING else 0
+        return broken + (len(rows) if row_class is RowClass.MISSING else 0)
 
     # -- what came of it
 

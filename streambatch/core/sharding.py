@@ -10,6 +10,8 @@ import msgspec
 
 from streambatch.core.models import Segment, ShardLimits, Slice
 
+MAX_LINES = 1 << 20  # of a segment, blank ones included: merging holds a record of each
+
 
 class CutPoint(msgspec.Struct, frozen=True):
     """Where cutting goes on: segment `index` begins at byte `offset` of `input`, with line `line` of that file, from 0.
@@ -93,6 +95,11 @@ class SegmentScanner:
         """Rows taken so far, over all inputs."""
         return self._total_rows
 
+    @property
+    def part(self) -> tuple[int, int]:
+        """The line of the input, from 0, that is not whole yet, and its bytes so far."""
+        return self._line, self._part_bytes
+
     # -- feeding
 
     def begin(self, index: int, offset: int = 0, line: int = 0) -> None:
@@ -142,12 +149,14 @@ class SegmentScanner:
         return True
 
     def _take_lines(self, lines: list[bytes]) -> list[Segment]:
-        """Takes all at once where nothing is to be decided: no line begins with white space, and all fit."""
+        """Takes all at once where nothing is to be decided: all fit, and no blank line may follow the row at `limit`."""
         size = sum(map(len, lines))
-        if not self.limited and min(lines) >= b"!" and self._fits(len(lines), len(lines), size):
-            return self._take(len(lines), len(lines), size)
+        blanks = 0 if min(lines) >= b"!" else sum(map(bytes.isspace, lines))
+        rows = len(lines) - blanks
+        if not self.limited and self._fits(len(lines), rows, size) and not (blanks and self._reaches_limit(rows)):
+            return self._take(len(lines), rows, size)
         if len(lines) == 1:
-            return self._take_line(size, lines[0].isspace())
+            return self._take_line(size, rows == 0)
         middle = len(lines) // 2
         return self._take_lines(lines[:middle]) + self._take_lines(lines[middle:])
 
@@ -162,7 +171,10 @@ class SegmentScanner:
             return self._lines + lines <= known
         if self._limit is not None and self._total_rows + rows > self._limit:
             return False
-        return has_room(self._limits, self._rows, self._bytes, rows, size)
+        return self._lines + lines <= MAX_LINES and has_room(self._limits, self._rows, self._bytes, rows, size)
+
+    def _reaches_limit(self, rows: int) -> bool:
+        return self._limit is not None and self._total_rows + rows >= self._limit
 
     def _take(self, lines: int, rows: int, size: int) -> list[Segment]:
         if not self._slices or self._slices[-1].input != self._input:
@@ -182,11 +194,11 @@ class SegmentScanner:
         known = self._known.get(self._first_ordinal)
         if known is not None:
             return self._lines >= known
-        return self._limit is not None and self._total_rows >= self._limit
+        return self._reaches_limit(0)
 
     def _is_over(self) -> bool:
         """Whether `limit` is reached where a segment begins; segments that exist already are cut in any case."""
-        return self._limit is not None and self._total_rows >= self._limit and self._first_ordinal not in self._known
+        return self._reaches_limit(0) and self._first_ordinal not in self._known
 
     def _cut(self) -> Segment:
         slices = tuple(Slice(s.input, s.start, s.end, s.first_line, s.first_row) for s in self._slices)

@@ -13,6 +13,7 @@ HASH = "streambatch-hash"
 ROWS = "streambatch-rows"
 CUT = "streambatch-cut"
 GENERATION = "streambatch-generation"
+MOST_DIGITS = 15
 
 
 class Tag(msgspec.Struct, frozen=True):
@@ -29,7 +30,7 @@ class Tag(msgspec.Struct, frozen=True):
 def parse_tag(metadata: dict[str, str]) -> Tag | None:
     """The tag in a batch's metadata; None where it has none of ours."""
     parts = metadata.get(TAG, "").split("/")
-    if len(parts) != 3 or not parts[2].isascii() or not parts[2].isdigit():
+    if len(parts) != 3 or not _is_number(parts[2]):
         return None
     return Tag(parts[0], parts[1], int(parts[2]))
 
@@ -49,9 +50,14 @@ def metadata(run: str, shard: Shard, span: str, cut: str, labels: tuple[tuple[st
 def parse_span(text: str) -> tuple[int, int] | None:
     """(first ordinal, lines) of a `streambatch-rows` value; None for a remainder."""
     first, plus, lines = text.partition("+")
-    if plus and first.isdigit() and lines.isdigit():
+    if plus and _is_number(first) and _is_number(lines):
         return int(first), int(lines)
     return None
+
+
+def _is_number(text: str) -> bool:
+    """Metadata can be anybody's: no other digits, and not too many."""
+    return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
 def cut_text(settings: Settings) -> str:

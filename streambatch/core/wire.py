@@ -55,12 +55,17 @@ class BatchInfo(msgspec.Struct, frozen=True):
 
 
 class BatchPage(msgspec.Struct, frozen=True):
-    """One page of the list, newest first. `server_date` is the Date header of the answer, unix seconds."""
+    """One page of the list, newest first. `server_date` is the Date header of the answer, unix seconds.
+
+    `has_more` is the service's word or, without one, whether the page is as long as it may be. Batches of which the service does
+    not say the id are in `nameless`.
+    """
 
     data: tuple[BatchInfo, ...]
     has_more: bool
     last_id: str | None
     server_date: float | None = None
+    nameless: tuple[BatchInfo, ...] = ()
 
 
 class Refusal(Enum):
@@ -76,6 +81,7 @@ class Refusal(Enum):
 
 
 TERMINAL = frozenset({"completed", "failed", "expired", "cancelled"})
+MOST_DIGITS = 12  # of a number that is written as a text
 _SPELLINGS = {"canceled": "cancelled", "canceling": "cancelling"}
 
 
@@ -112,33 +118,37 @@ class _Page(msgspec.Struct):
     last_id: Any = None
 
 
-def decode_batch(data: bytes) -> BatchInfo:
-    """A batch object, or one wrapped as `{"job": ...}`. Raises ApiError (retryable, maybe done) where it is none."""
+def decode_batch(data: bytes, asked_for: str | None = None) -> BatchInfo:
+    """A batch object, or one wrapped as `{"job": ...}`; where it does not say its id, it is the one that was asked for.
+
+    Raises ApiError (retryable, maybe done) where it is none.
+    """
     seen = _decode(data, _Batch, "a batch")
     if seen.id is None and isinstance(seen.job, dict):
         seen = msgspec.convert(seen.job, _Batch)
-    return _batch(seen, 0.0)
+    return _batch(seen, _id(seen.id, "a batch", asked_for), 0.0)
 
 
-def decode_page(data: bytes, server_date: float | None) -> BatchPage:
-    """A page of the batch list, or the bare array that some services send. Raises ApiError where it is neither."""
+def decode_page(data: bytes, server_date: float | None, limit: int = 100) -> BatchPage:
+    """A page of at most `limit` batches, or the bare array that some services send. Raises ApiError where it is neither."""
     page = _decode(data, _Page | list[_Batch], "a list of batches")
     if isinstance(page, list):
         page = _Page(page)
-    batches = tuple(_batch(seen, server_date) for seen in page.data)
+    listed = [_batch(seen, text_of(seen.id) or "", server_date) for seen in page.data]
+    batches = tuple(batch for batch in listed if batch.id)
     last = text_of(page.last_id)
     if last is None and batches:
         last = batches[-1].id
-    return BatchPage(batches, bool(page.has_more), last, server_date)
+    more = len(listed) >= limit if page.has_more is None else bool(page.has_more)
+    return BatchPage(batches, more, last, server_date, tuple(batch for batch in listed if not batch.id))
 
 
-def decode_file(data: bytes) -> FileInfo:
-    """A file object. Raises ApiError (retryable, maybe done) where it is none."""
+def decode_file(data: bytes, asked_for: str | None = None) -> FileInfo:
+    """A file object; where it does not say its id, it is the one that was asked for. Raises ApiError (retryable, maybe done)."""
     seen = _decode(data, _File, "a file")
     created = _time(seen.created_at)
-    return FileInfo(
-        _id(seen.id, "a file"), _count(seen.bytes), 0.0 if created is None else created, text_of(seen.filename) or ""
-    )
+    file_id = _id(seen.id, "a file", asked_for)
+    return FileInfo(file_id, _count(seen.bytes), 0.0 if created is None else created, text_of(seen.filename) or "")
 
 
 def _decode(data: bytes, shape: Any, what: str) -> Any:
@@ -152,7 +162,7 @@ def _malformed(what: str) -> ApiError:
     return ApiError(f"The service answered with something that is not {what}.", retryable=True, maybe_done=True)
 
 
-def _batch(seen: _Batch, born: float | None) -> BatchInfo:
+def _batch(seen: _Batch, batch_id: str, born: float | None) -> BatchInfo:
     """`born` stands in for a missing `created_at`: in a list the answer's date, so that no batch looks older than it is."""
     created = _time(seen.created_at)
     if created is None:
@@ -161,7 +171,7 @@ def _batch(seen: _Batch, born: float | None) -> BatchInfo:
         raise _malformed("a list of batches with times")
     counts = seen.request_counts if isinstance(seen.request_counts, dict) else {}
     return BatchInfo(
-        id=_id(seen.id, "a batch"),
+        id=batch_id,
         status=_status(seen.status),
         input_file_id=text_of(seen.input_file_id),
         output_file_id=text_of(seen.output_file_id),
@@ -180,8 +190,9 @@ def _batch(seen: _Batch, born: float | None) -> BatchInfo:
 # -- fields
 
 
-def _id(value: object, what: str) -> str:
-    text = text_of(value)
+def _id(value: object, what: str, asked_for: str | None) -> str:
+    told = text_of(value)
+    text = asked_for if told is None else told
     if text is None:
         raise _malformed(f"{what} with an id")
     return text
@@ -241,7 +252,7 @@ def _errors(value: object) -> tuple[BatchError, ...]:
 
 def _error(entry: Mapping[str, object]) -> BatchError:
     line = text_of(entry.get("line"))
-    number = int(line) if line and line.isascii() and line.isdigit() else 0
+    number = int(line) if line and len(line) <= MOST_DIGITS and line.isascii() and line.isdigit() else 0
     message = one_line(text_of(entry.get("message")) or "")
     return BatchError(text_of(entry.get("code")) or "unknown", message, number or None, text_of(entry.get("param")))
 

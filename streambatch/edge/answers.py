@@ -21,7 +21,7 @@ from streambatch.errors import ApiError, ConfigError
 
 RETRYABLE = frozenset({408, 409, 425, 429})
 _SENTENCES: dict[int, tuple[str, str]] = {
-    401: ("The service refused the key", "Check OPENAI_API_KEY, or the key file."),
+    401: ("The service refused the key", "Check the key, in its variable or its file."),
     403: (
         "The service does not allow this key to go on with {doing}",
         "Check the key's permissions, organisation and project.",

@@ -10,6 +10,7 @@ from urllib.parse import quote, urlencode
 import anyio
 import msgspec
 
+from streambatch.core.profiles import OPENAI, Dialect
 from streambatch.core.wire import BatchInfo, BatchPage, FileInfo, decode_batch, decode_file, decode_page
 from streambatch.core.wording import one_line
 from streambatch.edge.service import Service, host_port
@@ -25,7 +26,7 @@ class BatchApi(Protocol):
         ...
 
     async def create_batch(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
-        """Buy one batch, with a window of 24 hours. An ApiError says in `maybe_done` whether it may exist all the same."""
+        """Buy one batch. An ApiError says in `maybe_done` whether it may exist all the same."""
         ...
 
     async def get_batch(self, batch_id: str) -> BatchInfo: ...
@@ -52,15 +53,16 @@ class BatchApi(Protocol):
 
 
 class HttpBatchApi:
-    """The batch API of a service over HTTP, on asyncio. `stall_s` is how long an upload may stand still.
+    """The batch API of a service over HTTP, on asyncio, in its dialect. `stall_s` is how long an upload may stand still.
 
     Raises ConfigError where the certificates, the key or the proxy of the environment can't be used.
     """
 
-    def __init__(self, service: Service, *, stall_s: float = 60.0) -> None:
+    def __init__(self, service: Service, dialect: Dialect = OPENAI.dialect, *, stall_s: float = 60.0) -> None:
         from streambatch.edge.http import Connection  # loads aiohttp, which only whoever connects needs
 
         self._root = service.base_url.rstrip("/")
+        self._dialect = dialect
         self._stall_s = stall_s
         self._connection = Connection(service)
 
@@ -70,7 +72,12 @@ class HttpBatchApi:
     # -- batches
 
     async def create_batch(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
-        wanted = {"input_file_id": file_id, "endpoint": endpoint, "completion_window": "24h", "metadata": metadata}
+        wanted = {
+            "input_file_id": file_id,
+            "endpoint": endpoint,
+            "completion_window": self._dialect.window,
+            "metadata": metadata,
+        }
         body, _ = await self._connection.call(
             "POST", self._url("batches"), "the create of a batch", msgspec.json.encode(wanted)
         )
@@ -80,12 +87,12 @@ class HttpBatchApi:
         body, _ = await self._connection.call(
             "GET", self._url("batches", batch_id), f"the look-up of batch {one_line(batch_id)}"
         )
-        return decode_batch(body)
+        return decode_batch(body, batch_id)
 
     async def list_batches(self, after: str | None = None, limit: int = 100) -> BatchPage:
         query = urlencode({"limit": limit} if after is None else {"limit": limit, "after": after})
         body, date = await self._connection.call("GET", f"{self._url('batches')}?{query}", "the list of batches")
-        return decode_page(body, date)
+        return decode_page(body, date, limit)
 
     async def cancel_batch(self, batch_id: str) -> BatchInfo:
         url = self._url("batches", batch_id, "cancel")
@@ -98,7 +105,7 @@ class HttpBatchApi:
             if not batch.terminal:  # refused for another reason than that it had ended
                 raise
             return batch
-        return decode_batch(body)
+        return decode_batch(body, batch_id)
 
     # -- files
 
@@ -106,7 +113,7 @@ class HttpBatchApi:
         body, _ = await self._connection.call(
             "GET", self._url("files", file_id), f"the look-up of file {one_line(file_id)}"
         )
-        return decode_file(body)
+        return decode_file(body, file_id)
 
     async def delete_file(self, file_id: str) -> bool:
         try:
@@ -134,7 +141,7 @@ class HttpBatchApi:
         def waiting(for_the_service: bool) -> None:
             watchdog.deadline = anyio.current_time() + self._stall_s if for_the_service else math.inf
 
-        form = Form(path, name, waiting)
+        form = Form(path, name, self._dialect.purpose, waiting)
         answer_s = 5 * self._stall_s  # what the kernel still holds at the end must get there too
         try:
             await form.open()

@@ -7,21 +7,26 @@ import contextlib
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from types import TracebackType
 from typing import Self
 
 import msgspec
 
-from streambatch.core.jobs import BadRow, Piece, Prepare, Prepared
+from streambatch.core.jobs import BadRow, Prepare, Prepared
 from streambatch.core.models import InputFile, Segment, Shaping, ShardLimits
+from streambatch.core.profiles import OPENAI, Profile, check_endpoint
 from streambatch.core.rows import why_stop
 from streambatch.core.shaping import Asked, resolve
 from streambatch.core.sharding import CutPoint
-from streambatch.edge import sources
+from streambatch.edge import looking, sources
 from streambatch.edge.crew import Answer, Crew
 from streambatch.edge.heap import keep_heap
 from streambatch.edge.jobs import storage_error
 from streambatch.edge.jobs.appending import Files
+from streambatch.edge.rawfiles import RawWriter, pieces_in
+from streambatch.edge.scanning import Scan
+from streambatch.edge.serial import Serials
 from streambatch.errors import ConfigError, SourceError
 
 ERRORS = "errors.jsonl"
@@ -55,6 +60,7 @@ def cut(
     if_exists: str = "fail",
     limit: int | None = None,
     on_bad_row: str = "skip",
+    profile: Profile = OPENAI,
     on_progress: Callable[[CutReport], None] | None = None,
 ) -> CutReport:
     """Writes `DIR/shard-000000.jsonl` and on, and bad rows to `DIR/errors.jsonl`; removes what it made if it fails.
@@ -64,18 +70,30 @@ def cut(
     limits = ShardLimits() if limits is None else limits
     files = sources.discover(inputs)
     out_dir = os.path.abspath(out_dir)
-    hands = 0 if sum(file.size for file in files) < SMALL_BYTES else workers  # of several, this process is one
+    hands = 0 if _is_small(files) else workers  # of several, this process is one
     keep_heap()
-    with _Folder(out_dir) as folder, Crew(hands - (hands > 1)) as crew:  # they start while we look at the input
-        shaping, _ = resolve(sources.first_row(files, limits.max_line_bytes), Asked() if asked is None else asked)
+    crew = Crew(hands - (hands > 1))  # they start while we look at the input
+    with _Folder(out_dir) as folder, crew, closing(Serials()) as serials:
+        first = looking.first_row(files, limits.max_line_bytes, serials)
+        shaping, _ = resolve(first, Asked() if asked is None else asked)
+        check_endpoint(profile, shaping.endpoint)
         if not _clear(out_dir, files, if_exists):
             return CutReport(existed=True)
         folder.create()
         cutting = _Cutting(files, shaping, limits, folder, crew, hands, on_bad_row == "stop", on_progress)
-        point = cutting.run(sources.Scan(files, limits, limit=limit, no_blanks=True), guessed=True)
+        if any(file.serial for file in files):  # of which nothing can be read a second time
+            raw = RawWriter(folder.raw, f"{folder.prefix}raw", files)
+            with closing(Scan(files, limits, limit=limit, serials=serials, raw=raw)) as scan:
+                cutting.run(scan, guessed=False)
+            return folder.finish()
+        point = cutting.run(Scan(files, limits, limit=limit, no_blanks=True), guessed=True)
         if point is not None:
-            cutting.run(sources.Scan(files, limits, point=point, limit=limit), guessed=False)
+            cutting.run(Scan(files, limits, point=point, limit=limit), guessed=False)
         return folder.finish()
+
+
+def _is_small(files: Sequence[InputFile]) -> bool:
+    return not any(file.serial for file in files) and sum(file.size for file in files) < SMALL_BYTES
 
 
 class _Cutting:
@@ -124,7 +142,7 @@ class _Cutting:
         self._check_bad_rows(made)
         if guessed and made.rows < made.lines:  # of the last segment it makes no difference
             return self._stop_at(segment)
-        self._folder.place(job, made)
+        self._folder.place(job, made, segment.index)
         if self._on_progress is not None:
             self._on_progress(self._folder.report)
         return None
@@ -145,12 +163,8 @@ class _Cutting:
         )
 
     def _job(self, segment: Segment) -> Prepare:
-        files = self._files
         return Prepare(
-            pieces=tuple(
-                Piece(files[s.input].path, files[s.input].name, s.start, s.end, s.first_line, s.first_row)
-                for s in segment.slices
-            ),
+            pieces=pieces_in(self._folder.raw, self._files, segment),
             first_ordinal=segment.first_ordinal,
             shaping=self._shaping,
             limits=self._limits,
@@ -235,7 +249,11 @@ class _Folder:
         if isinstance(error, OSError):
             raise storage_error(error) from error
 
-    def place(self, job: Prepare, made: Prepared) -> None:
+    def raw(self, index: int) -> str:
+        """The rows of a segment that came from serial inputs."""
+        return f"{self.prefix}{index:06d}.raw"
+
+    def place(self, job: Prepare, made: Prepared, index: int) -> None:
         """The next segment's shards and bad rows."""
         for number, shard in enumerate(made.shards, self.report.shards):
             os.rename(f"{shard.stem}.jsonl", self._shard(number))
@@ -251,6 +269,8 @@ class _Folder:
         )
         if made.bad or made.skipped:
             self._take_bad_rows(job)
+        with contextlib.suppress(FileNotFoundError):  # most inputs are plain files
+            os.unlink(self.raw(index))
 
     def finish(self) -> CutReport:
         """The errors file, if there are bad rows. Returns the final counts."""

@@ -97,6 +97,17 @@ class RunFiles:
                 f"The run directory {self.folder} can't be made: {os.strerror(error.errno or 0)}."
             ) from error
 
+    def has_journal(self) -> bool:
+        """Whether a run was opened here. Raises ConfigError where the folder is closed to us."""
+        try:
+            return os.stat(self.journal).st_size >= 0
+        except (FileNotFoundError, NotADirectoryError):
+            return False
+        except OSError as error:
+            raise ConfigError(
+                f"The run directory {self.folder} can't be looked into: {os.strerror(error.errno or 0)}; use another --run-dir."
+            ) from error
+
     def forget_cancel(self) -> None:
         """Drop a request to cancel that an engine before this one left unanswered."""
         with disk(f"Removing {self.cancel}"):
@@ -108,6 +119,10 @@ class RunFiles:
 
     def path(self, name: str, ending: str) -> str:
         return f"{self.spool / name}{ending}"
+
+    def raw(self, segment: int) -> str:
+        """The rows of a segment that came from serial inputs."""
+        return self.path(f"{segment:06d}", ".raw")
 
     # -- durable names
 
@@ -125,6 +140,23 @@ class RunFiles:
             for entry in entries:
                 if ".tmp-" in entry.name or entry.name.endswith(".part"):
                     os.unlink(entry.path)
+
+    def sweep_raw(self, merged: int, sealed: int) -> None:
+        """Remove raw files of segments that are merged already (below `merged`), or not sealed (from `sealed` on)."""
+        with disk(f"Cleaning {self.spool}"), os.scandir(self.spool) as entries:
+            for entry in entries:
+                stem, _, ending = entry.name.partition(".")
+                if ending == "raw" and stem.isdecimal() and not merged <= int(stem) < sealed:
+                    os.unlink(entry.path)
+
+    def sync_raw(self, segment: int) -> None:
+        """Make a raw file durable, where there is one; its name is, once the folder is synced."""
+        with disk(f"Syncing {self.raw(segment)}"), contextlib.suppress(FileNotFoundError):
+            fd = os.open(self.raw(segment), os.O_RDWR | os.O_CLOEXEC)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def remove(self, names: Iterable[str]) -> None:
         """Remove all spool files of these shards or segments."""
@@ -160,7 +192,7 @@ class RunFiles:
         return ends
 
 
-ENDINGS = (".jsonl", ".ids", ".origins", ".output", ".error", ".notes", ".outcome", ".bad")
+ENDINGS = (".jsonl", ".ids", ".origins", ".output", ".error", ".notes", ".outcome", ".bad", ".raw")
 
 
 def _append(sink: Path, end: int, piece: str) -> int:
@@ -324,7 +356,7 @@ class RunLock:
 def is_locked(folder: str | os.PathLike[str]) -> bool:
     """Whether a process holds the run now."""
     try:
-        fd = os.open(os.path.join(folder, "lock"), os.O_RDWR | os.O_CLOEXEC)
+        fd = os.open(os.path.join(folder, "lock"), os.O_RDONLY | os.O_CLOEXEC)
     except OSError:
         return False
     try:

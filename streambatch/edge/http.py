@@ -3,10 +3,12 @@
 With `edge.answers` and `edge.content` the only client use of aiohttp. Knows no batches.
 """
 
+import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from contextvars import ContextVar
 from importlib import metadata as packages
 from typing import Any, TypeVar
 
@@ -14,6 +16,7 @@ import aiohttp
 from yarl import URL
 
 from streambatch.core.answers import http_date
+from streambatch.core.profiles import AUTHORIZATION
 from streambatch.edge.answers import map_errors, of_answer
 from streambatch.edge.service import Service, current_key, host_port, proxy_for
 from streambatch.errors import ApiError, ConfigError
@@ -63,7 +66,8 @@ class Connection:
     async def send(self, url: str, doing: str, key: str, body: Any, headers: dict[str, str], answer_s: float) -> bytes:
         """Post a large body; its answer may take `answer_s` from the last byte on. Raises ApiError."""
         timeout = transfer_timeout(answer_s)
-        data, _ = await self.exchange("POST", url, doing, key, body, headers, timeout)
+        with _dropping():
+            data, _ = await self.exchange("POST", url, doing, key, body, headers, timeout)
         return data
 
     async def exchange(
@@ -129,9 +133,9 @@ class Connection:
         if key is None:
             return {}
         service = self._service
-        bearer = f"Bearer {key}" if key else None
+        passed = f"Bearer {key}" if key and service.key_header == AUTHORIZATION else key
         named = {
-            "Authorization": bearer,
+            service.key_header: passed,
             "OpenAI-Organization": service.organization,
             "OpenAI-Project": service.project,
             **dict(service.header_pairs),
@@ -164,8 +168,37 @@ class Connection:
                 connector=aiohttp.TCPConnector(limit=CONNECTIONS, ssl=self._trust),
                 headers={"User-Agent": self._agent},
                 cookie_jar=aiohttp.DummyCookieJar(),
+                request_class=_Request,
             )
         return self._session
+
+
+_WIRES: ContextVar[list[asyncio.BaseTransport]] = ContextVar("wires")  # that carry the large body of this task
+
+
+class _Request(aiohttp.ClientRequest):
+    """A request that tells which connection it went out on."""
+
+    async def send(self, conn: Any) -> aiohttp.ClientResponse:
+        wires = _WIRES.get(None)
+        if wires is not None and conn.transport is not None:
+            wires.append(conn.transport)
+        return await super().send(conn)
+
+
+@contextmanager
+def _dropping() -> Iterator[None]:
+    """A body that was given up half-way is not sent to its end: who reads nothing would keep the connection for ever."""
+    wires: list[asyncio.BaseTransport] = []
+    token = _WIRES.set(wires)
+    try:
+        yield
+        wires.clear()
+    finally:
+        _WIRES.reset(token)
+        for wire in wires:
+            if isinstance(wire, asyncio.WriteTransport):
+                wire.abort()
 
 
 def _trust(ca_bundle: str | None) -> ssl.SSLContext | bool:

@@ -20,7 +20,7 @@ CHUNK_BYTES = 32 << 20
 def row_spans(inputs: Sequence[str]) -> tuple[Span, ...]:
     """Each input as a whole, without its byte order mark. Raises SourceError."""
     spans = []
-    for index, file in enumerate(sources.discover(inputs)):
+    for index, file in enumerate(sources.discover_plain(inputs, "merge")):
         with sources.open_input(file.path, file.name) as fd:
             start = len(BOM) if os.pread(fd, len(BOM), 0) == BOM else 0
         spans.append(Span(index, file.path, file.name, start, file.size))
@@ -29,7 +29,7 @@ def row_spans(inputs: Sequence[str]) -> tuple[Span, ...]:
 
 def result_spans(results: Sequence[str]) -> tuple[Span, ...]:
     """Each result file as a whole; one that is named twice is read once. Raises SourceError."""
-    files = {file.path: file for file in sources.discover(results)}
+    files = {file.path: file for file in sources.discover_plain(results, "merge")}
     return tuple(Span(index, file.path, file.name, 0, file.size) for index, file in enumerate(files.values()))
 
 

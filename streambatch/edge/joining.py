@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from streambatch.core.joins import Form, RowNames
 from streambatch.core.models import ShardLimits
 from streambatch.core.replies import object_keys
-from streambatch.edge import sources
+from streambatch.edge import looking, sources
 from streambatch.edge.diskjoin import join_on_disk
 from streambatch.edge.fastjoin import join_slices
 from streambatch.edge.hands import Hands
@@ -30,21 +30,20 @@ def join(
     workers: int = 2,
     if_exists: str = "fail",
     id_field: str | None = None,
-    emit: str = "results",
+    emit: str | None = None,
     column: str = "answer",
     endpoint: str = "/v1/chat/completions",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> JoinReport:
     """Writes OUTPUT, and OUTPUT.errors if a row has no success; neither appears before it is complete.
 
+    Without `emit` ready-made requests give `results`, plain rows `rows`.
+
     Raises ConfigError, SourceError for a file that can't be read, StorageError. `on_progress` is told (jobs done, jobs in all).
     """
-    task = Task(
-        row_spans(inputs),
-        result_spans(results),
-        _names(inputs, id_field),
-        Form(emit, column, endpoint),
-    )
+    names = _names(inputs, id_field)
+    form = Form(emit if emit is not None else "results" if names.ready_made else "rows", column, endpoint)
+    task = Task(row_spans(inputs), result_spans(results), names, form)
     output = os.path.abspath(output)
     if not _free(output, task, if_exists):
         return JoinReport(existed=True)
@@ -67,7 +66,7 @@ def _join(task: Task, place: Workplace, hands: Hands, on_progress: Callable[[int
 
 def _names(inputs: Sequence[str], id_field: str | None) -> RowNames:
     """Rows with `body` and `url` are ready-made: the first object says it for all."""
-    row = sources.first_row(sources.discover(inputs), ShardLimits().max_line_bytes)
+    row = looking.first_row(sources.discover_plain(inputs, "merge"), ShardLimits().max_line_bytes)
     keys = None if row is None else object_keys(row)
     ready_made = keys is not None and {"body", "url"} <= keys
     return RowNames(ready_made, None if ready_made else id_field)

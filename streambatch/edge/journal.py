@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Concatenate, ParamSpec, TypeVar
+from urllib.parse import quote
 
 import anyio
 import msgspec
@@ -18,6 +19,7 @@ from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
 from streambatch.core.jobs import RefusedLine
 from streambatch.core.models import Segment, Shard, ShardState
+from streambatch.core.scheduling import Queue
 from streambatch.edge import projection
 from streambatch.edge.failpoints import Failpoints
 from streambatch.edge.files import Blocking
@@ -135,6 +137,30 @@ class Store:
         for (body,) in self._db.execute("SELECT body FROM events ORDER BY seq"):
             yield _events.decode(body)
 
+    def next_event(self, after: int, *kinds: type[e.Event]) -> tuple[int, e.AnyEvent | None]:
+        """The first event of these kinds behind entry `after`, with its entry; where there is none, the newest entry and None."""
+        newest = self._db.execute("SELECT MAX(seq) FROM events").fetchone()[0]
+        marks = ",".join("?" * len(kinds))
+        query = f"SELECT seq, body FROM events WHERE seq > ? AND kind IN ({marks}) ORDER BY seq LIMIT 1"
+        row = self._db.execute(query, (after, *(kind.__name__ for kind in kinds))).fetchone()
+        if row is None:
+            return (after if newest is None else max(after, newest)), None
+        return row[0], _events.decode(row[1])
+
+    def published_before(self) -> e.Publishing | None:
+        """What this run published last, though it may have been opened again since."""
+        query = """SELECT body FROM events WHERE kind='Publishing'
+                   AND seq < (SELECT MAX(seq) FROM events WHERE kind='Published') ORDER BY seq DESC LIMIT 1"""
+        row = self._db.execute(query).fetchone()
+        return None if row is None else msgspec.json.decode(row[0], type=e.Publishing)
+
+    def flown_since(self) -> float | None:
+        """When the newest batch that is in flight was created, unix seconds; None where there is none."""
+        query = """SELECT MAX(e.at) FROM shards s JOIN events e ON e.shard = s.name
+                   WHERE s.state = 'submitted' AND e.kind = 'Submitted'"""
+        row = self._db.execute(query).fetchone()
+        return None if row[0] is None else float(row[0])
+
     def span(self) -> tuple[float, float]:
         """When the first and the newest event were written, unix seconds."""
         ends = [
@@ -180,14 +206,35 @@ class Store:
 
     def shards(self, states: Sequence[ShardState], limit: int = -1) -> list[Shard]:
         """Shards in these states, oldest segment first."""
-        marks = ",".join("?" * len(states))
-        query = f"SELECT body FROM shards WHERE state IN ({marks}) ORDER BY first_segment, name LIMIT ?"
-        return [_shards.decode(b) for (b,) in self._db.execute(query, (*(s.value for s in states), limit))]
+        query = "SELECT first_segment, name, body FROM shards WHERE state=? ORDER BY first_segment, name LIMIT ?"
+        rows = [row for state in states for row in self._db.execute(query, (state.value, limit))]
+        rows.sort(key=lambda row: row[:2])
+        return [_shards.decode(body) for _, _, body in (rows if limit < 0 else rows[:limit])]
 
     def count(self, *states: ShardState) -> int:
         marks = ",".join("?" * len(states))
         query = f"SELECT COUNT(*) FROM shards WHERE state IN ({marks})"
         return int(self._db.execute(query, [s.value for s in states]).fetchone()[0])
+
+    def queues(self, uploading: Sequence[str]) -> list[Queue]:
+        """What waits and what flies, by model; sealed shards with a name in `uploading` are told apart."""
+        query = """SELECT model, state, COUNT(*), MIN(first_segment) FROM shards
+                   WHERE state IN ('sealed','uploaded','intended','doubted','submitted') GROUP BY state, model"""
+        rows = self._db.execute(query).fetchall()
+        marks = ",".join("?" * len(uploading))
+        query = f"SELECT model, COUNT(*) FROM shards WHERE name IN ({marks}) AND state='sealed' GROUP BY model"
+        return _queues(rows, dict(self._db.execute(query, list(uploading))))
+
+    def oldest(self, state: ShardState, model: str, limit: int) -> list[str]:
+        """Names of the shards of a model in a state, oldest segment first."""
+        query = "SELECT name FROM shards WHERE state=? AND model=? ORDER BY first_segment, name LIMIT ?"
+        return [name for (name,) in self._db.execute(query, (state.value, model, limit))]
+
+    def several_models(self) -> bool:
+        """Whether the run has had shards of more than one model."""
+        query = "SELECT (SELECT MIN(model) FROM shards WHERE state=?1), (SELECT MAX(model) FROM shards WHERE state=?1)"
+        ends = [end for state in ShardState for end in self._db.execute(query, (state.value,)).fetchone()]
+        return len(set(ends) - {None}) > 1
 
     def parts(self, segment: int) -> list[Shard]:
         """Settled shards that touch a segment, oldest generation first."""
@@ -199,6 +246,21 @@ class Store:
         """Shards whose every segment is merged and whose spool files were not removed yet."""
         query = "SELECT body FROM shards WHERE swept=0 AND last_segment < ? AND state IN ('settled','returned') LIMIT ?"
         return [_shards.decode(b) for (b,) in self._db.execute(query, (merged, limit))]
+
+    def unswept(self, limit: int) -> list[Shard]:
+        """Settled shards whose files are still in the spool, oldest segment first."""
+        query = "SELECT body FROM shards WHERE swept=0 AND state='settled' ORDER BY last_segment LIMIT ?"
+        return [_shards.decode(b) for (b,) in self._db.execute(query, (limit,))]
+
+    def any_swept(self) -> bool:
+        """Whether files of a settled shard have left the spool."""
+        query = "SELECT 1 FROM shards WHERE swept=1 AND state='settled' LIMIT 1"
+        return self._db.execute(query).fetchone() is not None
+
+    def touched(self, shard: str) -> list[int]:
+        """The segments that a shard has rows of, ascending."""
+        query = "SELECT segment FROM touches WHERE shard=? ORDER BY segment"
+        return [segment for (segment,) in self._db.execute(query, (shard,))]
 
     def mark_swept(self, names: Sequence[str]) -> None:
         """Note that the spool files of these shards are gone: housekeeping, no event."""
@@ -271,6 +333,28 @@ class Store:
         return None if row is None else str(row[0])
 
 
+def _queues(rows: Sequence[tuple[str, str, int, int]], uploading: dict[str, int]) -> list[Queue]:
+    """Counts by (model, state) as one row per model, in the order of the models' names."""
+    counts: dict[str, dict[str, int]] = {}
+    oldest: dict[str, int] = {}
+    for model, state, count, first in rows:
+        counts.setdefault(model, {})[state] = count
+        if state in ("sealed", "uploaded"):
+            oldest[model] = min(first, oldest.get(model, first))
+    return [
+        Queue(
+            model=model,
+            sealed=of.get("sealed", 0) - uploading.get(model, 0),
+            uploading=uploading.get(model, 0),
+            uploaded=of.get("uploaded", 0),
+            in_flight=sum(of.get(state.value, 0) for state in lifecycle.IN_FLIGHT),
+            held=of.get("submitted", 0),
+            oldest=oldest.get(model, 0),
+        )
+        for model, of in sorted(counts.items())
+    ]
+
+
 def _private(path: str) -> None:
     """Only the user reads a journal; SQLite gives the files beside it the same mode."""
     if path != ":memory:":
@@ -297,11 +381,25 @@ def _mapped(path: str) -> Iterator[None]:
 @contextmanager
 def read_only(path: str) -> Iterator[Store]:
     """A look from another process: opened, read, closed. Raises JournalError."""
-    with _mapped(path), closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as db:
+    with _mapped(path), closing(_connect_to_read(path)) as db:
         store = Store.__new__(Store)
         store._db = db
         store._broken = JournalError("opened for reading only")
         yield store
+
+
+def _connect_to_read(path: str) -> sqlite3.Connection:
+    """Where we may not write, SQLite can't make its shared memory: a journal that nobody writes is read as it lies."""
+    address = f"file:{quote(path)}?mode=ro"
+    db = sqlite3.connect(address, uri=True, timeout=10)
+    try:
+        db.execute("SELECT 1 FROM sqlite_master")
+    except sqlite3.OperationalError:
+        db.close()
+        if os.path.exists(f"{path}-wal"):
+            raise
+        return sqlite3.connect(f"{address}&immutable=1", uri=True)
+    return db
 
 
 class Journal:

@@ -24,6 +24,7 @@ CREATE TABLE shards(
     name TEXT PRIMARY KEY, state TEXT NOT NULL, model TEXT NOT NULL, generation INTEGER NOT NULL,
     first_segment INTEGER NOT NULL, last_segment INTEGER NOT NULL, swept INTEGER NOT NULL, body BLOB NOT NULL) WITHOUT ROWID;
 CREATE INDEX shards_by_state ON shards(state, first_segment, name);
+CREATE INDEX shards_by_model ON shards(state, model, first_segment, name);
 CREATE INDEX shards_by_end ON shards(swept, last_segment);
 CREATE TABLE touches(segment INTEGER, shard TEXT, rows INTEGER NOT NULL, PRIMARY KEY(segment, shard)) WITHOUT ROWID;
 CREATE TABLE files(file_id TEXT PRIMARY KEY, shard TEXT NOT NULL, created_at REAL NOT NULL) WITHOUT ROWID;

@@ -12,6 +12,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 
 import msgspec
 
+from streambatch.core.profiles import AUTHORIZATION
 from streambatch.core.wording import one_line
 from streambatch.errors import ConfigError
 
@@ -25,7 +26,8 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
 
     `api_key` is the key, or a function (plain or async) that gives it: it is asked once, and again when the service answers
     401. `headers` are sent with every call to the service. `ca_bundle` is a PEM file that replaces the system's
-    certificates. `trust_env` honours HTTPS_PROXY, HTTP_PROXY and NO_PROXY. Raises ConfigError for what can't work.
+    certificates. `trust_env` honours HTTPS_PROXY, HTTP_PROXY and NO_PROXY. `key_header` is `Authorization`, which carries the
+    key as a bearer, or another header that carries it as it is. Raises ConfigError for what can't work.
     """
 
     base_url: str = "https://api.openai.com/v1"
@@ -36,13 +38,14 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
     ca_bundle: str | None = None
     trust_env: bool = True
     allow_http: bool = False
+    key_header: str = AUTHORIZATION
 
     def __post_init__(self) -> None:
         if self.base_url != LOCAL:
             _check_url(self.base_url, self.allow_http)
         if isinstance(self.api_key, str):
             check_key(self.api_key)
-        for name, value in self.header_pairs:
+        for name, value in ((self.key_header, ""), *self.header_pairs):
             _check_header(name, value)
 
     @property
@@ -64,6 +67,7 @@ class Service(msgspec.Struct, frozen=True, kw_only=True):
         yield "ca_bundle", self.ca_bundle
         yield "trust_env", self.trust_env
         yield "allow_http", self.allow_http
+        yield "key_header", self.key_header
 
 
 async def current_key(service: Service) -> str:
@@ -97,7 +101,7 @@ def _check_url(url: str, allow_http: bool) -> None:
         raise ConfigError(f"The base URL {shown} is no http or https address; it looks like https://api.openai.com/v1.")
     if parts.username is not None:
         raise ConfigError(
-            "The base URL holds a user name or a password; give the key by OPENAI_API_KEY or a key file instead."
+            "The base URL holds a user name or a password; give the key by its variable or a key file instead."
         )
     if parts.query or parts.fragment:
         raise ConfigError(f"The base URL {shown} must end with its path, without ? or #.")

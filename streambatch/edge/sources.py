@@ -1,38 +1,62 @@
-"""Input files: are they there, their first row, and reading them in blocks; positions are byte offsets.
+"""Input files: are they there, of which kind, and reading plain ones in blocks; positions are byte offsets.
 
-Opens and reads only; where to cut is `core.sharding`'s decision.
+Opens and reads only; where to cut is `core.sharding`'s decision. Workers load it: it must stay light.
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BytesIO
-from itertools import islice
 from stat import S_ISDIR, S_ISREG
 
 import msgspec
 
-from streambatch.core.lines import BOM, LineCutter, LongLine, is_blank
-from streambatch.core.models import InputFile, Segment, ShardLimits
-from streambatch.core.shaping import is_object
-from streambatch.core.sharding import CutPoint, SegmentScanner
-from streambatch.core.sharding import after as point_after
-from streambatch.errors import SourceError
+from streambatch.core.models import InputFile
+from streambatch.errors import ConfigError, SourceError
 
 BLOCK_BYTES = 512 << 10
-FIRST_ROWS = 100  # among these, the first JSON object says how rows are shaped
+STDIN = "-"
+GZIP_MAGIC = b"\x1f\x8b"
+UNREAD = {b"(\xb5/\xfd": "zstd", b"BZh": "bzip2", b"\xfd7zXZ\0": "xz", b"PK\x03\x04": "zip"}
 
 
 def discover(names: Sequence[str]) -> tuple[InputFile, ...]:
-    """The inputs as they are now. Raises SourceError for one that can't be read."""
+    """The inputs as they are now; `-` is stdin. Raises SourceError for one that can't be read, ConfigError for two `-`."""
+    if names.count(STDIN) > 1:
+        raise ConfigError("The input - is named twice, but stdin can be read only once: leave one out.")
     return tuple(_look_at(name) for name in names)
 
 
+def discover_plain(names: Sequence[str], command: str) -> tuple[InputFile, ...]:
+    """The same for a command that reads its files in any order. Raises SourceError for a serial one too."""
+    files = discover(names)
+    for file in files:
+        if file.serial:
+            advice = "save it to a file" if file.stream else "unpack it"
+            what = file.name if file.stream else f"{file.name} is compressed, and"
+            raise SourceError(f"{what} can't be read by {command}: {advice} first.", path=file.name)
+    return files
+
+
 def _look_at(name: str) -> InputFile:
+    if name == STDIN:
+        return InputFile(name="stdin", path=STDIN, size=0, mtime_ns=0, kind="stdin")
     path = os.path.abspath(name)
     with open_input(path, name) as fd:
         state = os.fstat(fd)
-    return InputFile(name=name, path=path, size=state.st_size, mtime_ns=state.st_mtime_ns)
+        kind = _kind(os.pread(fd, 6, 0), name)
+    return InputFile(name=name, path=path, size=state.st_size, mtime_ns=state.st_mtime_ns, kind=kind)
+
+
+def _kind(head: bytes, name: str) -> str:
+    if head.startswith(GZIP_MAGIC):
+        return "gzip"
+    for magic, format_name in UNREAD.items():
+        if head.startswith(magic):
+            raise SourceError(
+                f"{name} is packed with {format_name}, which is not read: unpack it, or pipe its rows to -.", path=name
+            )
+    return "plain"
 
 
 @contextmanager
@@ -43,7 +67,8 @@ def open_input(path: str, name: str) -> Iterator[int]:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a pipe is refused, not waited for
         mode = os.fstat(fd).st_mode
         if not S_ISREG(mode):
-            kind = "a directory: name the files in it" if S_ISDIR(mode) else "no regular file: save its rows to one"
+            pipe = "no regular file: save its rows to one, or pipe them to -"
+            kind = "a directory: name the files in it" if S_ISDIR(mode) else pipe
             raise SourceError(f"{name} is {kind}.", path=name)
         yield fd
     except OSError as error:
@@ -53,7 +78,7 @@ def open_input(path: str, name: str) -> Iterator[int]:
             os.close(fd)
 
 
-def _read(fd: int, size: int, position: int, name: str) -> bytes:
+def read_at(fd: int, size: int, position: int, name: str) -> bytes:
     block = os.pread(fd, size, position)
     if len(block) < size:
         end = position + len(block)
@@ -85,7 +110,7 @@ def read_lines(
     with open_input(path, name) as fd:
         position = start
         while position < end:
-            block = _read(fd, min(block_bytes, end - position), position, name)
+            block = read_at(fd, min(block_bytes, end - position), position, name)
             lines = BytesIO(block).readlines()
             used = len(block)
             if position + used < end and not lines[-1].endswith(b"\n"):
@@ -102,7 +127,7 @@ def _line_end(fd: int, name: str, start: int, end: int) -> int:
     """Where the line that begins at `start` ends, newline included."""
     position = start
     while position < end:
-        block = _read(fd, min(BLOCK_BYTES, end - position), position, name)
+        block = read_at(fd, min(BLOCK_BYTES, end - position), position, name)
         newline = block.find(b"\n")
         if newline >= 0:
             return position + newline + 1
@@ -112,137 +137,12 @@ def _line_end(fd: int, name: str, start: int, end: int) -> int:
 
 def _long_line(fd: int, name: str, start: int, end: int, max_line_bytes: int) -> Iterator[Chunk]:
     if end - start <= max_line_bytes:
-        line = _read(fd, end - start, start, name)
+        line = read_at(fd, end - start, start, name)
         yield Chunk(memoryview(line), [line], line.isascii())
         return
     blank = True
     for position in range(start, end, BLOCK_BYTES):
-        block = _read(fd, min(BLOCK_BYTES, end - position), position, name)
+        block = read_at(fd, min(BLOCK_BYTES, end - position), position, name)
         blank = blank and block.isspace()
         over = position + len(block) == end
         yield Chunk(memoryview(block), [], long_bytes=end - start if over else 0, long_blank=over and blank)
-
-
-# -- the first row
-
-
-def first_row(inputs: Sequence[InputFile], max_line_bytes: int) -> bytes | None:
-    """The row that says how all are shaped: the first JSON object among the first rows, else the first row; or None."""
-    rows = list(islice(_first_rows(inputs, max_line_bytes), 1))
-    for row in islice(_first_rows(inputs, max_line_bytes), FIRST_ROWS):
-        if is_object(row):
-            return row
-    return rows[0] if rows else None
-
-
-def _first_rows(inputs: Sequence[InputFile], max_line_bytes: int) -> Iterator[bytes]:
-    for source in inputs:
-        cutter = LineCutter(max_line_bytes)
-        with open_input(source.path, source.name) as fd:
-            for position in range(0, source.size, BLOCK_BYTES):
-                lines = cutter.feed(_read(fd, min(BLOCK_BYTES, source.size - position), position, source.name))
-                yield from (b"" if isinstance(line, LongLine) else line for line in lines if _is_row(line))
-        yield from (b"" if isinstance(line, LongLine) else line for line in cutter.finish() if _is_row(line))
-
-
-def _is_row(line: bytes | LongLine) -> bool:
-    return isinstance(line, LongLine) or not is_blank(line)
-
-
-# -- segments
-
-
-class Scan:
-    """The segments of all inputs, in order, as an iterator; blocking. After its end, `ordinals`, `rows` and `limited` hold.
-
-    `point` is where to begin; for `known`, `limit` and `no_blanks` see `SegmentScanner`.
-    """
-
-    def __init__(
-        self,
-        inputs: Sequence[InputFile],
-        limits: ShardLimits,
-        *,
-        point: CutPoint | None = None,
-        known: Mapping[int, int] | None = None,
-        limit: int | None = None,
-        no_blanks: bool = False,
-        block_bytes: int | None = None,
-    ) -> None:
-        self._inputs = inputs
-        self._point = CutPoint() if point is None else point
-        self._block_bytes = BLOCK_BYTES if block_bytes is None else block_bytes
-        self._scanner = SegmentScanner(limits, self._point, known, limit, no_blanks=no_blanks)
-        self._segments = self._scan()
-
-    def __iter__(self) -> Iterator[Segment]:
-        return self
-
-    def __next__(self) -> Segment:
-        return next(self._segments)
-
-    @property
-    def ordinals(self) -> int:
-        """Lines up to here, over all inputs."""
-        return self._scanner.ordinals
-
-    @property
-    def rows(self) -> int:
-        """Rows up to here, over all inputs."""
-        return self._scanner.rows
-
-    @property
-    def limited(self) -> bool:
-        """Whether `limit` ended it: there may be more rows."""
-        return self._scanner.limited
-
-    def _scan(self) -> Iterator[Segment]:
-        for index in range(self._point.input, len(self._inputs)):
-            if self._scanner.limited:
-                return
-            yield from self._scan_input(index)
-        if not self._scanner.limited:
-            yield from self._scanner.finish()
-
-    def _scan_input(self, index: int) -> Iterator[Segment]:
-        source = self._inputs[index]
-        here = self._point.input == index
-        with open_input(source.path, source.name) as fd:
-            position = _resume_at(fd, source, self._point) if here else 0
-            if position == 0 and os.pread(fd, len(BOM), 0) == BOM:
-                position = len(BOM)
-            self._scanner.begin(index, position, self._point.line if here else 0)
-            while position < source.size and not self._scanner.limited:
-                block = _read(fd, min(self._block_bytes, source.size - position), position, source.name)
-                position += len(block)
-                yield from self._scanner.feed(block)
-        if not self._scanner.limited:
-            yield from self._scanner.end_input()
-
-
-def _resume_at(fd: int, source: InputFile, point: CutPoint) -> int:
-    """Where the rows after a sealed segment begin: rows may have been added after a last line without a newline."""
-    if point.line == 0 or point.offset >= source.size or os.pread(fd, 1, point.offset - 1) == b"\n":
-        return point.offset
-    if os.pread(fd, 1, point.offset) != b"\n":
-        raise SourceError(
-            f"{source.name}, line {point.line}: this row was sent already and has been made longer; undo that.",
-            path=source.name,
-            line=point.line,
-        )
-    return point.offset + 1
-
-
-def scan(
-    inputs: Sequence[InputFile],
-    limits: ShardLimits,
-    *,
-    after: Segment | None = None,
-    known: Mapping[int, int] | None = None,
-    limit: int | None = None,
-    rows_before: int = 0,
-    block_bytes: int | None = None,
-) -> Scan:
-    """The segments after `after` (None: all); `rows_before` counts the rows up to its end."""
-    point = None if after is None else point_after(after, rows_before)
-    return Scan(inputs, limits, point=point, known=known, limit=limit, block_bytes=block_bytes)

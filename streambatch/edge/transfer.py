@@ -29,7 +29,7 @@ class Form:
     The file is open between `open` and `close`. A failure to read it is kept in `failure`, because the transport hides it.
     """
 
-    def __init__(self, path: str, name: str, waiting: Callable[[bool], None]) -> None:
+    def __init__(self, path: str, name: str, purpose: str, waiting: Callable[[bool], None]) -> None:
         self._path = path
         self._waiting = waiting
         self._reading = threading.Lock()
@@ -40,7 +40,7 @@ class Form:
         self.content_type = f"multipart/form-data; boundary={boundary}"
         quoted = "".join(f"%{ord(c):02X}" if c in '"\r\n' else c for c in name)
         self._head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\nbatch\r\n'
+            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
             f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
             "Content-Type: application/jsonl\r\n\r\n"
         ).encode()

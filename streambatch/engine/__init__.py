@@ -11,6 +11,7 @@ from streambatch.core.report import Summary
 from streambatch.edge import failpoints
 from streambatch.edge.files import RunFiles, RunLock
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.serial import Serials
 from streambatch.engine import inspect, opening
 from streambatch.engine.context import Listener
 from streambatch.engine.house import REAL, Connect, House
@@ -28,10 +29,25 @@ async def run(
     """
     began = house.clock.monotonic()
     files = RunFiles(config.run_dir)
-    if config.if_exists == "skip" and not files.journal.exists() and os.path.exists(config.output):
+    if config.if_exists == "skip" and not files.has_journal() and os.path.exists(config.output):
         return _skipped(config)
-    if not files.journal.exists():
-        await house.blocking(opening.check_first, config)
+    with contextlib.closing(Serials(config.rows, house.patient)) as serials:
+        return await _run(config, connect, on_event, mode, house, files, serials, began)
+
+
+async def _run(
+    config: Config,
+    connect: Connect,
+    on_event: Listener | None,
+    mode: Mode,
+    house: House,
+    files: RunFiles,
+    serials: Serials,
+    began: float,
+) -> Summary:
+    if not files.has_journal():
+        opening.refuse_existing(config)
+        await opening.check_first(config, serials, house.blocking)
     opening.prepare_folder(config, files)
     lock = RunLock(files)
     lock.acquire()
@@ -42,7 +58,7 @@ async def run(
         listen: Listener = on_event if on_event is not None else _deaf
         journal = Journal(store, house.blocking, cast("Callable[[e.Event], None]", listen), points)
         try:
-            return await Session(config, connect, listen, mode, house, files, store, journal, began).run()
+            return await Session(config, connect, listen, mode, house, files, store, journal, began, serials).run()
         finally:
             await journal.aclose()
     finally:

@@ -3,6 +3,8 @@
 One sweep of the list serves everyone who waits for one. Buys nothing and cancels nothing.
 """
 
+from collections.abc import Sequence
+
 import anyio
 
 from streambatch.core import adoption as choice
@@ -13,14 +15,21 @@ from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
 from streambatch.edge.journal import Store
 from streambatch.engine.context import Visit
-from streambatch.errors import ApiError, ConfigError, Paused
+from streambatch.errors import ConfigError, Paused
 
 MARGIN_S = 60.0  # between the service's clocks of a list and of a file
 ADOPTABLE = (ShardState.SEALED, ShardState.UPLOADED, ShardState.DOUBTED)
-DOUBTS_PER_SHARD = 3
 UNKNOWABLE = (
     "The service's list shows batches without metadata and without input file, so a batch that hides can't be told from one that"
     " was never created; nothing more is bought."
+)
+NAMELESS = (
+    "The service's list shows a batch of this run without saying its id, so what it runs can't be collected; nothing more is"
+    " bought."
+)
+UNREADABLE = (
+    "The service's list does not go on behind its first pages, so a batch further back can't be told from one that was never"
+    " created; nothing more is bought."
 )
 LOST_REMAINDER = (
     "A batch of remainder {name} was found, but the journal that says which rows it carries is lost; buying its rows"
@@ -37,8 +46,9 @@ class Adoption:
         self._lock = anyio.Lock()
         self._swept_from = float("-inf")  # when the last whole sweep began
         self._horizon: float | None = float("inf")  # how far back it read (None: to the end)
+        self._whole = True  # whether it could be read that far
         self._unknowable = False
-        self._doubts: dict[str, int] = {}
+        self._nameless = False
 
     # -- before anything is bought
 
@@ -66,10 +76,11 @@ class Adoption:
         end = visit.began + visit.config.adopt_grace_s
         visit.note = "waiting for batches of this run id to show in the list"
         await visit.world.clock.sleep(max(0.0, end - visit.world.clock.monotonic()))
-        await self._sweep(None, since=visit.world.clock.monotonic())
+        whole = await self._sweep(None, since=visit.world.clock.monotonic())
         visit.note = ""
-        if self._unknowable:
-            visit.end("paused", UNKNOWABLE, 4)
+        unproven = self._unproven(whole)
+        if unproven is not None:
+            visit.end("paused", unproven, 4)
             return
         await visit.journal.append(e.Swept())
         visit.may_create = True
@@ -81,66 +92,72 @@ class Adoption:
         """The batch of a doubted create, or its proven absence: a full grace, then one more whole sweep."""
         visit = self._visit
         clock = visit.world.clock
-        self._count_doubt(shard)
         oldest = await visit.journal.read(Store.oldest_file, shard.name)
         horizon = visit.started.server_date if oldest is None else oldest
         grace_end = clock.monotonic() + visit.config.adopt_grace_s
         while True:
             began = clock.monotonic()
-            await self._sweep(horizon - MARGIN_S, since=began)
+            whole = await self._sweep(horizon - MARGIN_S, since=began)
             picked = choice.choose(await visit.journal.read(Store.found, shard.name))
             if picked.keep is not None:
                 return _adopted(shard, picked.keep)
             if began >= grace_end:
-                if self._unknowable:
-                    raise Paused(UNKNOWABLE)
+                unproven = self._unproven(whole)
+                if unproven is not None:
+                    raise Paused(unproven)
                 return e.Absent(shard=shard.name, create=shard.create)
             await clock.sleep(max(0.05, min(grace_end - clock.monotonic(), visit.config.adopt_grace_s / 8)))
 
-    def _count_doubt(self, shard: Shard) -> None:
-        self._doubts[shard.name] = self._doubts.get(shard.name, 0) + 1
-        if self._doubts[shard.name] > DOUBTS_PER_SHARD:
-            raise ApiError(
-                f"The service left {DOUBTS_PER_SHARD} creates of shard {shard.name} without an answer; run the same command"
-                " again when it answers."
-            )
+    def _unproven(self, whole: bool) -> str | None:
+        """Why absence from the list proves nothing; None where it does."""
+        if self._unknowable or self._nameless:
+            return UNKNOWABLE if self._unknowable else NAMELESS
+        return None if whole else UNREADABLE
 
     # -- sweeping
 
-    async def _sweep(self, horizon: float | None, *, since: float) -> None:
-        """Read the list back to `horizon` (the service's clock; None: to its end), in a sweep begun after `since`."""
+    async def _sweep(self, horizon: float | None, *, since: float) -> bool:
+        """Read the list back to `horizon` (the service's clock; None: to its end), in a sweep begun after `since`. Whether it
+        could be read that far."""
         async with self._lock:
             if self._swept_from >= since and _reaches(self._horizon, horizon):
-                return
+                return self._whole
             began = self._visit.world.clock.monotonic()
-            await self._read_list(horizon)
-            self._swept_from, self._horizon = began, horizon
+            whole = await self._read_list(horizon)
+            self._swept_from, self._horizon, self._whole = began, horizon, whole
         await self.settle_found()
+        return whole
 
-    async def _read_list(self, horizon: float | None) -> None:
+    async def _read_list(self, horizon: float | None) -> bool:
+        """Every page back to the horizon; False where the service turns no more pages before."""
         after: str | None = None
+        reading = choice.Reading()
         while True:
             page = await self._visit.world.api.list_batches(after, 100)
-            for batch in page.data:
-                await self.consider(batch)
-            after = page.last_id
-            oldest = page.data[-1].created_at if page.data else 0.0
-            if not page.has_more or not page.data or (horizon is not None and oldest < horizon):
-                return
+            await self.consider([*page.data, *page.nameless])
+            if not page.has_more or (horizon is not None and page.data and page.data[-1].created_at < horizon):
+                return True
+            if choice.stuck(reading, page):
+                return False
+            reading, after = choice.turned(reading, page), page.last_id
 
-    async def consider(self, batch: BatchInfo) -> None:
-        """Journal a listed batch if it is this run's and unknown. Raises ConfigError where it can't belong here."""
+    async def consider(self, batches: Sequence[BatchInfo]) -> None:
+        """Journal the listed batches that are this run's and unknown. Raises ConfigError for one that can't belong here."""
         visit = self._visit
-        self._unknowable |= choice.unknowable(batch)
-        owner = await visit.journal.read(Store.file_owner, batch.input_file_id) if batch.input_file_id else None
-        find = choice.found(batch, visit.started.run_id, owner)
-        if find is None or visit.driving.get(find.shard) is Create:
-            return  # not ours, or its create is on its way: that answer says it
-        if await visit.journal.read(Store.knows_batch, batch.id):  # asked last: the answer may have come just now
+        self._unknowable |= any(map(choice.unknowable, batches))
+        if not batches:
             return
-        self._check_cut(batch)
-        if find not in await visit.journal.read(Store.found, find.shard):
-            await visit.journal.append(find)
+        for batch, find in await visit.journal.read(_finds, batches, visit.started.run_id):
+            if not batch.id:
+                self._nameless = True
+                continue
+            if visit.driving.get(find.shard) is Create:
+                continue  # it is on its way: the answer says it
+            if await visit.journal.read(Store.knows_batch, batch.id):  # asked last: the answer may have come just now
+                continue
+            self._check_cut(batch)
+            if find not in await visit.journal.read(Store.found, find.shard):
+                await visit.journal.append(find)
 
     def _check_cut(self, batch: BatchInfo) -> None:
         cut = batch.metadata.get(tags.CUT)
@@ -179,6 +196,25 @@ class Adoption:
             )
         picked = choice.choose(finds)
         return [] if picked.keep is None else [_adopted(shard, picked.keep)]
+
+
+def _finds(store: Store, batches: Sequence[BatchInfo], run: str) -> list[tuple[BatchInfo, e.Found]]:
+    """Those of a page that are this run's and not in the journal yet: one question for all, for most are other people's."""
+    finds = []
+    for batch in batches:
+        owner = store.file_owner(batch.input_file_id) if batch.input_file_id else None
+        find = choice.found(batch, run, owner)
+        if find is not None and not _known(store, batch, find):
+            finds.append((batch, find))
+    return finds
+
+
+def _known(store: Store, batch: BatchInfo, find: e.Found) -> bool:
+    """Whether the journal has a listed batch; one whose id is not said is known by the create that its tag names."""
+    if batch.id:
+        return store.knows_batch(batch.id)
+    shard = store.shard(find.shard)
+    return shard is not None and shard.batch_id is not None and shard.create == find.create
 
 
 def _adopted(shard: Shard, find: e.Found) -> e.Submitted:

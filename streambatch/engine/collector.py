@@ -7,6 +7,7 @@ from streambatch.edge.journal import SegmentRow, Store
 from streambatch.engine.context import Visit
 from streambatch.engine.maker import segment_name
 from streambatch.engine.pool import Pool
+from streambatch.engine.scheduler import may_seal, queues
 from streambatch.errors import JournalError
 
 LONGEST_WAIT_S = 60.0  # without a ring: only time itself can have changed anything
@@ -24,6 +25,7 @@ class Collector:
     async def run(self) -> None:
         """Return when the visit is over: everything merged, or nothing left to do in it."""
         visit = self._visit
+        await self._clean_last()
         while True:
             ticket = visit.bell.ticket()
             await self._admit()
@@ -43,7 +45,7 @@ class Collector:
         """Let finished batches in, oldest segment first: few at a time, however many finish at once."""
         visit = self._visit
         collecting = visit.drivers(lifecycle.Download, lifecycle.Settle)
-        room = visit.capacity.collects(collecting)
+        room = 0 if visit.held else visit.capacity.collects(collecting)
         waiting = await visit.journal.read(
             Store.shards, (*COLLECTING, ShardState.FINISHED), room + collecting + len(visit.stuck)
         )
@@ -123,9 +125,17 @@ class Collector:
             error=f"{stem}.error" if shard.error_id else None,
         )
 
+    async def _clean_last(self) -> None:
+        """What was merged last may not have left the spool when an earlier visit ended."""
+        last = await self._visit.journal.read(Store.last, e.Merged)
+        if last is not None:
+            await self._clean(last.segment)
+
     async def _clean(self, merged: int) -> None:
         """Merged segments leave the spool, and shards whose every segment is merged."""
         visit = self._visit
+        if visit.config.keep_spool:
+            return
         shards = await visit.journal.read(Store.swept, merged + 1)
         names = [segment_name(merged), *(shard.name for shard in shards)]
         await visit.world.blocking(visit.files.remove, names)
@@ -161,20 +171,15 @@ class Collector:
     async def _nothing_now(self, states: dict[str, int]) -> bool:
         """With `--once`: whether all that is left is to wait for the service."""
         visit = self._visit
-        if not (visit.may_create and visit.maker_idle):
+        if not (visit.may_create and (visit.maker_idle or visit.rows_are_late)) or await self._any_young():
             return False
-        if await self._any_young():
+        if any(states.get(s.value, 0) for s in (ShardState.FINISHED, *COLLECTING)):
             return False
-        flying = sum(states.get(s.value, 0) for s in lifecycle.IN_FLIGHT)
-        sealed = states.get(ShardState.SEALED.value, 0)
-        uploaded = states.get(ShardState.UPLOADED.value, 0)
-        full = not visit.capacity.submits(flying) or bool(visit.backoff)
-        may_upload = sealed and visit.capacity.uploads(uploaded, 0)
-        if (
-            (uploaded and not full)
-            or may_upload
-            or sum(states.get(s.value, 0) for s in (ShardState.FINISHED, *COLLECTING))
-        ):
+        if not (visit.maker_done or visit.rows_are_late) and await may_seal(visit):
             return False
+        known = await queues(visit)
+        if visit.driving or visit.capacity.submits(known) or visit.capacity.uploads(known):
+            return False
+        flying = sum(queue.in_flight for queue in known)
         visit.end("in_flight", f"{flying} {'batch is' if flying == 1 else 'batches are'} in flight.", 5)
         return True

@@ -18,7 +18,10 @@ from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock
 from streambatch.edge.files import Blocking, RunFiles
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.rawfiles import pieces_of
+from streambatch.edge.serial import Serials
 from streambatch.edge.workers import Executor
+from streambatch.engine.brake import Brake
 from streambatch.errors import ConfigError, Paused, StreambatchError
 from streambatch.steps import Steps
 
@@ -54,6 +57,8 @@ class World(msgspec.Struct, frozen=True):
     executor: Executor
     clock: Clock
     blocking: Blocking
+    brake: Brake | None = None
+    serials: Serials = msgspec.field(default_factory=Serials)
 
 
 class Visit:
@@ -79,6 +84,7 @@ class Visit:
         self.may_upload = False
         self.may_create = False
         self.maker_idle = False  # it waits for room, or is done
+        self.awaits_rows = False  # it waits for what a stream has yet to bring
         self.maker_done = False
         self.phase = "starting"
         self.note = ""
@@ -86,6 +92,8 @@ class Visit:
         self.changed = self.began  # when a batch last moved
         self.words: dict[str, str] = {}  # batch id -> the last status word seen, for batches in flight
         self.since: dict[str, float] = {}  # batch id -> when it was first polled
+        if world.brake is not None:
+            world.brake.on_release = self.bell.ring
 
     # -- the loop every shard goes through
 
@@ -132,6 +140,16 @@ class Visit:
 
     # -- signs
 
+    @property
+    def held(self) -> bool:
+        """Whether results that are here wait to be taken: until they are, no more are bought or fetched."""
+        return self.world.brake is not None and self.world.brake.held
+
+    @property
+    def rows_are_late(self) -> bool:
+        """Whether rows that a stream has yet to bring are no reason to stay: the visit's time is over."""
+        return self.awaits_rows and self.once and not self.config.once
+
     def end(self, state: str, message: str, exit_code: int, error: StreambatchError | None = None) -> None:
         """No new creates from now on: what is in flight is collected, then the visit ends. The first reason counts."""
         if self.ended is None:
@@ -148,9 +166,9 @@ class Visit:
 
     def refused(self, shard: Shard, verdict: verdicts.Verdict) -> None:
         """The service would not take a shard: its model waits, or the run ends."""
-        now = self.world.clock.monotonic()
-        previous = self.backoff.get(shard.model)
-        self.backoff[shard.model] = scheduling.refused(previous, now, verdict.retry_after_s)
+        if isinstance(verdict.event, e.Refused):  # not a file that is lost, or a shard that is too large
+            now, previous = self.world.clock.monotonic(), self.backoff.get(shard.model)
+            self.backoff[shard.model] = scheduling.refused(previous, now, verdict.retry_after_s)
         if verdict.pause:
             self.end("paused", verdict.pause, 4)
         if verdict.halt:
@@ -160,7 +178,8 @@ class Visit:
 
     def relieved(self, model: str) -> None:
         """Something of a model ended, so its queue has room again."""
-        self.backoff.pop(model, None)
+        if model in self.backoff:
+            self.backoff[model] = scheduling.relieved(self.backoff[model])
 
     def young(self, batch_id: str) -> bool:
         """Whether a batch may still fail at validation: a `--once` visit stays to see that, for a while."""
@@ -173,11 +192,7 @@ class Visit:
 
     def pieces(self, segment: Segment) -> tuple[Piece, ...]:
         """A segment's slices with their files."""
-        inputs = self.started.inputs
-        return tuple(
-            Piece(inputs[s.input].path, inputs[s.input].name, s.start, s.end, s.first_line, s.first_row)
-            for s in segment.slices
-        )
+        return pieces_of(self.files, self.started.inputs, segment)
 
 
 class Ending(msgspec.Struct, frozen=True):

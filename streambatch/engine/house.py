@@ -10,8 +10,10 @@ from streambatch.edge import files as disk
 from streambatch.edge import workers
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock, SystemClock
+from streambatch.edge.feeds import OwnThread
 from streambatch.edge.files import Blocking, RunFiles
 from streambatch.edge.workers import Executor
+from streambatch.engine.brake import Brake
 
 Connect = Callable[[Config], AbstractAsyncContextManager[BatchApi]]
 SMALL_INPUT = 8 << 20  # bytes: below it a worker process costs more than it saves
@@ -25,6 +27,8 @@ class House(msgspec.Struct, frozen=True):
     executor: Callable[[Config, int], Executor]
     journal: Callable[[RunFiles], str]
     look_every_s: float = 0.5  # how often progress is told, and a request to cancel is seen
+    brake: Brake | None = None  # of one visit, whose results somebody takes
+    patient: Callable[[], Blocking] = OwnThread  # where rows of a program may take their time
 
 
 def _executor(config: Config, size: int) -> Executor:

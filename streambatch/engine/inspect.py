@@ -2,12 +2,13 @@
 
 import os
 import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from streambatch.core import events as e
 from streambatch.core import lifecycle
-from streambatch.core.models import ShardState, Usage
+from streambatch.core.models import Usage
 from streambatch.core.report import Progress, Reason, Status, Summary
 from streambatch.edge.files import RunFiles, is_locked
 from streambatch.edge.journal import Store, read_only
@@ -16,6 +17,7 @@ from streambatch.engine.publishing import errors_name
 from streambatch.errors import ConfigError
 
 SCHEMA_VERSION = 1
+PEEKED_SHARDS = 1000  # looked into for answers, at most
 _RECORD = struct.Struct("<BBHIQQ")
 
 
@@ -23,7 +25,8 @@ def progress(store: Store, *, phase: str, elapsed_s: float, note: str = "") -> P
     """One look at the journal's counts."""
     started, opened, totals, states = store.last(e.Started), store.last(e.Opened), store.totals(), store.states()
     get = totals.get
-    size = sum(file.size for file in opened.inputs) if opened else 0
+    inputs = opened.inputs if opened else ()
+    size = 0 if any(file.serial for file in inputs) else sum(file.size for file in inputs)  # 0: nobody knows
     return Progress(
         run_id=started.run_id if started else "",
         phase=phase,
@@ -43,7 +46,7 @@ def progress(store: Store, *, phase: str, elapsed_s: float, note: str = "") -> P
         in_flight=sum(states.get(s.value, 0) for s in lifecycle.IN_FLIGHT),
         usage=Usage(get("input_tokens", 0), get("cached_tokens", 0), get("output_tokens", 0)),
         elapsed_s=elapsed_s,
-        eta_s=_eta(totals, size, elapsed_s),
+        eta_s=_eta(totals, size, elapsed_s) if size or store.last(e.Exhausted) else None,
         note=note,
     )
 
@@ -89,7 +92,7 @@ def summary(
         message=message,
         next_command=next_command,
         output=output,
-        errors=errors_name(output, run_dir) if state == "finished" else str(RunFiles(run_dir).errors),
+        errors=errors_name(output, run_dir) if store.last(e.Published) else str(RunFiles(run_dir).errors),
         run_dir=run_dir,
         rows=look.rows,
         done=look.done,
@@ -142,7 +145,7 @@ def status(run: str) -> Status:
         published, last = store.last(e.Published) is not None, store.last(e.Opened)
         state = "finished" if published else "running" if running else "stopped"
         began, now = store.span()
-        look = progress(store, phase=state, elapsed_s=now - began)
+        look = progress(store, phase=state, elapsed_s=(time.time() if running else now) - began)
         why = reasons(store)
     return Status(look.run_id, folder, last.output if last else "", state, running, look, why)
 
@@ -159,7 +162,7 @@ def peek(run: str, n: int = 5) -> list[bytes]:
     files = RunFiles(folder)
     with read_only(str(files.journal)) as store:
         last, opened = store.last(e.Merged), store.last(e.Opened)
-        settled = [s.name for s in store.shards((ShardState.SETTLED,)) if s.output_id]
+        settled = [s.name for s in store.unswept(PEEKED_SHARDS) if s.output_id]
         published = store.last(e.Published) is not None
     merged = Path(opened.output) if published and opened else files.output
     lines = list(_head(merged, n, None if published else last.output_end if last else 0))

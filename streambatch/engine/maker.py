@@ -3,7 +3,7 @@
 Cutting follows from the input and the journaled settings alone; how far ahead it runs follows from named capacities.
 """
 
-from collections.abc import Iterator
+import contextlib
 
 import anyio
 import msgspec
@@ -11,15 +11,17 @@ from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStre
 
 from streambatch.core import events as e
 from streambatch.core import jobs
-from streambatch.core.models import Segment, Shard, ShardState
+from streambatch.core.models import Segment, Shard
 from streambatch.core.rows import why_stop
-from streambatch.edge import sources
 from streambatch.edge.journal import SegmentRow, Store
+from streambatch.edge.rawfiles import RawWriter
+from streambatch.edge.scanning import Scan, scan
+from streambatch.engine import replaying
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.context import Visit
+from streambatch.engine.replaying import Reading
+from streambatch.engine.scheduler import may_seal
 from streambatch.errors import JournalError, SourceError
-
-WAITING = (ShardState.SEALED, ShardState.UPLOADED)
 
 
 class Slot:
@@ -34,51 +36,76 @@ class Slot:
 class Maker:
     """Prepares and seals segments until the inputs end."""
 
-    def __init__(self, visit: Visit, adoption: Adoption) -> None:
+    def __init__(self, visit: Visit, adoption: Adoption, reading: Reading = Reading.GO_ON) -> None:
         self._visit = visit
+        self._reading = reading
         self._adoption = adoption
         config = visit.config
         self._ahead = config.prepared_ahead * max(1, config.workers)
         self._slots = anyio.Semaphore(self._ahead)
+        self._note = ""
 
     async def run(self) -> None:
         visit = self._visit
         await self._adoption.first_sweep()
+        if self._reading is not Reading.OVER:
+            await self._make()
+        visit.maker_idle = visit.maker_done = True
+        visit.bell.ring()
+
+    async def _make(self) -> None:
+        visit = self._visit
         last = await visit.journal.read(Store.last_segment)
         send, receive = anyio.create_memory_object_stream[Slot](self._ahead)
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._scan, tasks, send, last)
             await self._seal_all(receive)
         await self._exhausted()
-        visit.maker_idle = visit.maker_done = True
-        visit.bell.ring()
 
     # -- scanning and preparing
 
     async def _scan(
         self, tasks: anyio.abc.TaskGroup, send: MemoryObjectSendStream[Slot], last: SegmentRow | None
     ) -> None:
-        segments = await self._segments(last)
+        blocking = self._visit.world.blocking
+        streams = any(file.stream for file in self._visit.started.inputs)
         async with send:
-            while True:
-                await self._slots.acquire()
-                segment = await self._visit.world.blocking(next, segments, None)
-                if segment is None:
-                    return
-                slot = Slot(segment)
-                tasks.start_soon(self._prepare, slot)
-                await send.send(slot)
+            with contextlib.closing(await self._begin(last)) as segments:
+                while True:
+                    await self._slots.acquire()
+                    self._visit.awaits_rows = streams
+                    segment = await segments.ahead(blocking)
+                    self._visit.awaits_rows = False
+                    self._say("")
+                    if segment is None:
+                        return
+                    slot = Slot(segment)
+                    tasks.start_soon(self._prepare, slot)
+                    await send.send(slot)
 
-    async def _segments(self, last: SegmentRow | None) -> Iterator[Segment]:
-        visit = self._visit
-        return sources.scan(
-            visit.started.inputs,
+    async def _begin(self, last: SegmentRow | None) -> Scan:
+        """The scan, from where the last sealed segment ends."""
+        visit, world = self._visit, self._visit.world
+        inputs = visit.started.inputs
+        self._say(replaying.note(inputs, (0, 0) if last is None else last.segment.end, self._reading))
+        if self._reading is Reading.COMPARE:
+            visit.awaits_rows = True
+            await replaying.check_streams(inputs, world.serials, visit.journal, world.blocking)
+        return scan(
+            inputs,
             visit.started.settings.limits,
             after=None if last is None else last.segment,
             known=await visit.journal.read(Store.found_spans),
             limit=visit.config.limit,
             rows_before=(await visit.journal.read(Store.totals)).get("rows", 0),
+            serials=world.serials,
+            raw=RawWriter(visit.files.raw, visit.files.path("raw", visit.files.suffix), inputs),
         )
+
+    def _say(self, note: str) -> None:
+        """What takes its time before the first segment; another task's note stands."""
+        if self._visit.note in ("", self._note):
+            self._visit.note = self._note = note
 
     async def _prepare(self, slot: Slot) -> None:
         visit = self._visit
@@ -114,8 +141,7 @@ class Maker:
         visit = self._visit
         while True:
             ticket = visit.bell.ticket()
-            waiting = await visit.journal.read(Store.count, *WAITING)
-            if visit.ended is None and visit.capacity.may_seal(waiting):
+            if visit.ended is None and await may_seal(visit):
                 visit.maker_idle = False
                 return
             visit.maker_idle = True
@@ -128,6 +154,7 @@ class Maker:
         endings = (".jsonl", ".ids")
         names = [f"{file.stem}{ending}" for file in made.shards for ending in endings]
         names.append(visit.files.path(segment_name(segment.index), ".bad"))
+        await visit.world.blocking(visit.files.sync_raw, segment.index)
         await visit.world.blocking(visit.files.settle_names, names)
         sealed = e.SegmentSealed(
             segment=msgspec.structs.replace(segment, lines=made.lines),
@@ -173,7 +200,7 @@ class Maker:
         ordinals = 0 if last is None else last.segment.first_ordinal + last.segment.lines
         rows = (await visit.journal.read(Store.totals)).get("rows", 0)
         limited = visit.config.limit is not None and rows >= visit.config.limit
-        await visit.journal.append(e.Exhausted(ordinals=ordinals, limited=limited))
+        await visit.journal.append(e.Exhausted(ordinals=ordinals, limited=limited, inputs=visit.started.inputs))
 
 
 def segment_name(index: int) -> str:

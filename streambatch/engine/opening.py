@@ -14,25 +14,44 @@ import msgspec
 from streambatch.config import Config
 from streambatch.core import events as e
 from streambatch.core.models import InputFile, Settings
+from streambatch.core.profiles import check_endpoint
 from streambatch.core.report import Progress
 from streambatch.core.shaping import resolve
 from streambatch.edge import files as disk
-from streambatch.edge import sources
+from streambatch.edge import looking, sources
 from streambatch.edge.files import Blocking, RunFiles
-from streambatch.edge.journal import Journal, Store
+from streambatch.edge.serial import ROWS, Serials
 from streambatch.engine.publishing import errors_name
-from streambatch.errors import ConfigError, SourceError, StorageError
+from streambatch.errors import ConfigError
 
 
-def settings_of(config: Config, inputs: Sequence[InputFile]) -> Settings:
-    """Everything that the run can't change later, fixed at the first row. Raises ConfigError, SourceError."""
-    first = sources.first_row(inputs, config.limits.max_line_bytes)
+def inputs_of(config: Config) -> tuple[InputFile, ...]:
+    """The inputs as they are now. Raises ConfigError, SourceError."""
+    return sources.discover(config.inputs) if config.rows is None else (ROWS,)
+
+
+async def first_row(config: Config, inputs: Sequence[InputFile], serials: Serials, blocking: Blocking) -> bytes | None:
+    """The row that fixes the settings. Raises SourceError, ConfigError."""
+    return await looking.first_row_of(inputs, config.limits.max_line_bytes, serials, blocking)
+
+
+def stand_in(settings: Settings) -> bytes:
+    """A row as good as the first one, where that one can't be had again."""
+    if settings.shaping.ready_made:
+        return msgspec.json.encode({"url": settings.shaping.endpoint, "body": {}})
+    return b'{"messages":[]}'
+
+
+def settings_of(config: Config, first: bytes | None) -> Settings:
+    """Everything that the run can't change later, fixed at the first row. Raises ConfigError."""
     shaping, emit = resolve(first, config.asked)
+    check_endpoint(config.profile, shaping.endpoint)
     return Settings(
         base_url="local" if config.local else config.service.base_url,
         organization=config.service.organization,
         project=config.service.project,
-        profile=config.profile,
+        profile=config.profile.name,
+        dialect=config.profile.dialect,
         shaping=shaping,
         limits=config.limits,
         emit=emit,
@@ -40,9 +59,10 @@ def settings_of(config: Config, inputs: Sequence[InputFile]) -> Settings:
     )
 
 
-def check_first(config: Config) -> None:
+async def check_first(config: Config, serials: Serials, blocking: Blocking) -> None:
     """What a new run refuses is refused before it leaves a folder behind. Raises ConfigError, SourceError."""
-    settings_of(config, sources.discover(config.inputs))
+    inputs = await blocking(inputs_of, config)
+    settings_of(config, await first_row(config, inputs, serials, blocking))
 
 
 def refuse_lost_journal(config: Config, files: RunFiles) -> None:
@@ -66,16 +86,16 @@ def new_run_id() -> str:
 
 def prepare_folder(config: Config, files: RunFiles) -> None:
     """Make the run directory, and the pointer to it where it does not lie beside the output. Raises ConfigError."""
-    fresh = not files.journal.exists()
+    fresh = not files.has_journal()
     if fresh:
-        _refuse_existing(config)
+        refuse_existing(config)
     files.create()
     beside = f"{config.output}.run"
     if config.output != "-" and os.path.abspath(beside) != str(files.folder) and not os.path.isdir(beside):
         disk.write_atomic(beside, f"{files.folder}\n".encode())
 
 
-def _refuse_existing(config: Config) -> None:
+def refuse_existing(config: Config) -> None:
     """A new run writes over nothing that it did not make, unless it was told to."""
     if config.output == "-" or config.if_exists == "overwrite":
         return
@@ -99,6 +119,12 @@ def agree(config: Config, started: e.Started, settings: Settings, inputs: Sequen
         raise ConfigError(
             f"This run was started with {len(started.inputs)} inputs, now {len(inputs)} are given; give the same ones."
         )
+    for then, file in zip(started.inputs, inputs, strict=True):
+        if then.kind != file.kind:
+            raise ConfigError(
+                f"This run was started with {_told(then)}, now {_told(file)} is given; give the first, or start a new run with"
+                " another -o."
+            )
     difference = _difference(msgspec.to_builtins(started.settings), msgspec.to_builtins(settings), "")
     if difference is not None:
         name, before, now = difference
@@ -118,41 +144,14 @@ def _difference(before: object, now: object, name: str) -> tuple[str, object, ob
     return None if before == now else (name, before, now)
 
 
+def _told(file: InputFile) -> str:
+    words = {"plain": f"{file.name} as a plain file", "gzip": f"{file.name} as a gzip file"}
+    return words.get(file.kind, file.name)
+
+
 def _shown(value: object) -> str:
     text = msgspec.json.encode(value).decode()
     return text if len(text) <= 80 else f"{text[:77]}..."
-
-
-async def check_inputs(
-    inputs: Sequence[InputFile], known: Sequence[InputFile], journal: Journal, blocking: Blocking
-) -> None:
-    """Inputs that changed since they were last seen must still hold every sealed segment. Raises SourceError."""
-    changed = {
-        k for k, (a, b) in enumerate(zip(inputs, known, strict=True)) if (a.size, a.mtime_ns) != (b.size, b.mtime_ns)
-    }
-    index = 0
-    while changed and (row := await journal.read(Store.segment, index)) is not None:
-        touched = {s.input for s in row.segment.slices} & changed
-        if touched:
-            ranges = [(inputs[s.input].path, s.start, s.end) for s in row.segment.slices]
-            if await blocking(_hash, ranges) != row.source_hash:
-                raise _changed(inputs[min(touched)], row.segment.first_ordinal, row.segment.lines)
-        index += 1
-
-
-def _hash(ranges: list[tuple[str, int, int]]) -> str:
-    try:
-        return disk.hash_ranges(ranges)
-    except StorageError as error:
-        raise SourceError(str(error)) from error
-
-
-def _changed(file: InputFile, first: int, lines: int) -> SourceError:
-    return SourceError(
-        f"{file.name} changed in rows that this run has already cut (rows {first + 1} to {first + lines} of the input);"
-        " restore them, or start a new run with another -o.",
-        path=file.name,
-    )
 
 
 # -- who has it now
@@ -183,7 +182,8 @@ def _changeable(config: Config) -> dict[str, object]:
         "limit",
         "once",
     )
-    return {name: getattr(config, name) for name in names}
+    of_profile = {"key_env": config.profile.key_env, "key_header": config.profile.key_header}
+    return {name: getattr(config, name) for name in names} | of_profile
 
 
 def _boot_id() -> str:

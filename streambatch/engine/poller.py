@@ -3,12 +3,13 @@
 A terminal word in a list is confirmed by id before it counts. In a cancelling visit it also asks the service to cancel.
 """
 
-from collections.abc import AsyncIterator
+from collections import Counter
 
 import anyio
 
 from streambatch.core import events as e
-from streambatch.core import scheduling, verdicts
+from streambatch.core import patience, scheduling, verdicts
+from streambatch.core.adoption import Reading, stuck, turned
 from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
 from streambatch.edge.journal import Store
@@ -17,6 +18,11 @@ from streambatch.engine.context import Visit
 from streambatch.errors import ApiError
 
 CONFIRMATIONS = 8  # look-ups at once
+LOSSES_PER_SHARD = 6  # in one visit, before it pauses
+LOST_AGAIN = (
+    "The service took the file of shard {shard} {times} times and could not find it each time; check that the key may read what it"
+    " uploads (its project), then run the same command again."
+)
 PATIENT_LOOKUPS = 5  # "not found" answers for a batch that we know, before it counts as gone
 
 
@@ -29,10 +35,16 @@ class Poller:
         self._confirming = anyio.CapacityLimiter(CONFIRMATIONS)
         self._looked: dict[str, float] = {}  # batch id -> when it was last looked up by id
         self._missing: dict[str, int] = {}
+        self._losses: Counter[str] = Counter()  # how often a shard's input file could not be found
+        self._held: dict[str, float] = {}  # batch id -> until when such a verdict on it waits
+        self._earlier: frozenset[str] = frozenset()  # batches that flew before this visit began
         self._asked: set[str] = set()  # batches that this process asked to cancel
 
     async def run(self) -> None:
         visit = self._visit
+        self._earlier = frozenset(
+            str(s.batch_id) for s in await visit.journal.read(Store.shards, (ShardState.SUBMITTED,))
+        )
         while True:
             flying = {str(s.batch_id): s for s in await visit.journal.read(Store.shards, (ShardState.SUBMITTED,))}
             self._forget(flying)
@@ -66,36 +78,38 @@ class Poller:
         visit.since = {b: visit.since.get(b, now) for b in flying}
         visit.words = {b: word for b, word in visit.words.items() if b in flying}
         self._looked = {b: at for b, at in self._looked.items() if b in flying}
+        self._held = {b: until for b, until in self._held.items() if b in flying}
 
     # -- one tick
 
     async def _tick(self, flying: dict[str, Shard], plan: scheduling.PollPlan) -> None:
         unseen = dict(flying)
         async with anyio.create_task_group() as tasks:
-            async for batch in self._pages(plan.pages):
-                shard = unseen.pop(batch.id, None)
-                if shard is None:
-                    await self._adoption.consider(batch)
-                elif batch.terminal:
-                    tasks.start_soon(self._look_up, shard, batch.id)
-                else:
-                    self._note(batch)
+            after: str | None = None
+            reading = Reading()
+            for _ in range(plan.pages):
+                page = await self._visit.world.api.list_batches(after, 100)
+                strangers = [*page.nameless]
+                for batch in page.data:
+                    shard = unseen.pop(batch.id, None)
+                    if shard is None:
+                        strangers.append(batch)
+                    elif batch.terminal:
+                        tasks.start_soon(self._look_up, shard, batch.id)
+                    else:
+                        self._note(batch)
+                await self._adoption.consider(strangers)
+                if not page.has_more or page.last_id is None or stuck(reading, page):
+                    break
+                reading, after = turned(reading, page), page.last_id
             by_age = sorted(unseen, key=lambda b: self._looked.get(b, 0.0))
             for batch_id in by_age[: plan.lookups]:
                 tasks.start_soon(self._look_up, unseen[batch_id], batch_id)
         await self._adoption.settle_found()
 
-    async def _pages(self, pages: int) -> AsyncIterator[BatchInfo]:
-        after: str | None = None
-        for _ in range(pages):
-            page = await self._visit.world.api.list_batches(after, 100)
-            for batch in page.data:
-                yield batch
-            after = page.last_id
-            if not page.has_more or after is None:
-                return
-
     async def _look_up(self, shard: Shard, batch_id: str) -> None:
+        if self._held.get(batch_id, float("-inf")) > self._visit.world.clock.monotonic():
+            return
         async with self._confirming:
             self._looked[batch_id] = self._visit.world.clock.monotonic()
             try:
@@ -132,15 +146,29 @@ class Poller:
 
     async def _judge(self, shard: Shard, batch: BatchInfo) -> None:
         verdict = verdicts.of_batch(shard, batch)
-        if verdict is None:
+        if verdict is None or (isinstance(verdict.event, e.InputLost) and self._holds(shard, batch.id)):
             return
         visit = self._visit
         await visit.journal.append(verdict.event)
         if isinstance(verdict.event, e.Refused):
-            visit.refused(shard, verdict)
-        else:
+            mended = batch.id in self._earlier and (verdict.pause is not None or verdict.halt is not None)
+            if not mended:  # by the user, maybe, since what it was refused for: the next create tells
+                visit.refused(shard, verdict)
+        elif not isinstance(verdict.event, e.InputLost):
             visit.relieved(shard.model)
         visit.bell.ring()
+
+    def _holds(self, shard: Shard, batch_id: str) -> bool:
+        """A file that the service can't find is uploaded again at once, then after longer and longer waits, and not for ever."""
+        visit = self._visit
+        if visit.ended is not None:
+            return False  # who comes back sends it again
+        if batch_id not in self._held:
+            self._losses[shard.name] += 1
+            self._held[batch_id] = visit.world.clock.monotonic() + patience.lost_wait_s(self._losses[shard.name])
+        if self._losses[shard.name] > LOSSES_PER_SHARD:
+            visit.end("paused", LOST_AGAIN.format(shard=shard.name, times=self._losses[shard.name]), 4)
+        return self._held[batch_id] > visit.world.clock.monotonic()
 
     # -- cancelling
 

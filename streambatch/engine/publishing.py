@@ -14,10 +14,12 @@ from streambatch.errors import ConfigError
 
 
 class Publisher:
-    """Moves the two partials of one run. `output` is an absolute path, or "-" for stdout."""
+    """Moves the two partials of one run. `output` is an absolute path, or "-" for stdout; what others made there is written
+    over with `overwrite` alone."""
 
-    def __init__(self, output: str, files: RunFiles, journal: Journal, blocking: Blocking) -> None:
+    def __init__(self, output: str, files: RunFiles, journal: Journal, blocking: Blocking, *, overwrite: bool) -> None:
         self._output = output
+        self._overwrite = overwrite
         self._files = files
         self._journal = journal
         self._blocking = blocking
@@ -29,6 +31,7 @@ class Publisher:
 
     async def publish(self, exit_code: int) -> None:
         """Errors first, OUTPUT last: who sees OUTPUT sees all of it. Raises StorageError, ConfigError."""
+        await self._refuse_foreign()
         intent = await self._journal.read(Store.last, e.Publishing)
         if intent is None:
             intent = await self._intent()
@@ -48,6 +51,24 @@ class Publisher:
             errors_hash=await self._blocking(disk.hash_file, self._files.errors),
         )
 
+    async def _refuse_foreign(self) -> None:
+        """What came to stand at our names while the run worked is somebody's. Raises ConfigError."""
+        if self._overwrite:
+            return
+        mine = await self._journal.read(Store.published_before)
+        pairs = [(self._files.errors, self.errors, mine and mine.errors_hash)]
+        if self._output != "-":
+            pairs.append((self._files.output, self._output, mine and mine.output_hash))
+        for partial, final, known in pairs:
+            if partial.exists() and os.path.lexists(final) and await self._hash_of(final) != known:
+                raise ConfigError(
+                    f"{final} came to be while this run worked, and was not made by it; move it away, or use --if-exists overwrite,"
+                    " then run the same command again: the answers are kept."
+                )
+
+    async def _hash_of(self, path: str) -> str | None:
+        return await self._blocking(disk.hash_file, path) if os.path.isfile(path) else None
+
     async def _rename(self, partial: Path, final: str, digest: str) -> None:
         if partial.exists():
             await self._blocking(disk.publish, partial, final)
@@ -56,13 +77,17 @@ class Publisher:
 
     async def _check(self, final: str, digest: str) -> None:
         if not os.path.exists(final):
-            raise ConfigError(
-                f"{final} was published by this run and is gone; restore it, or start anew with another run directory."
-            )
+            raise ConfigError(f"{final} was published by this run and is gone; restore it{await self._otherwise()}")
         if await self._blocking(disk.hash_file, final) != digest:
-            raise ConfigError(
-                f"{final} was changed since this run published it; restore it, or start anew with another run directory."
-            )
+            raise ConfigError(f"{final} was changed since this run published it; restore it{await self._otherwise()}")
+
+    async def _otherwise(self) -> str:
+        started = await self._journal.read(Store.last, e.Started)
+        known = "" if started is None else started.run_id
+        return (
+            f", or get its answers again with --run-id {known} and an empty --run-dir: what the service still has is not bought"
+            " again."
+        )
 
     async def check(self) -> None:
         """Both published files must still be what was published. Raises ConfigError."""

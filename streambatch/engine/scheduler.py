@@ -1,7 +1,9 @@
 """The scheduler: starts uploads ahead of the submits, and submits while batches may fly.
 
-Oldest segment first, nothing overtakes.
+How many of which model is decided in `core.scheduling`; within a model the oldest segment goes first, nothing overtakes.
 """
+
+import msgspec
 
 from streambatch.core import events as e
 from streambatch.core import lifecycle, scheduling
@@ -10,8 +12,6 @@ from streambatch.core.models import Shard, ShardState
 from streambatch.edge.journal import Store
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.context import Visit
-
-LOOK_PAST = 200  # shards of models that wait, looked past to find one of another model
 
 
 class Scheduler:
@@ -25,9 +25,9 @@ class Scheduler:
         visit = self._visit
         while True:
             ticket = visit.bell.ticket()
-            if visit.ended is None:
+            await self._uploads()
+            if await self._submits():
                 await self._uploads()
-                await self._submits()
             await visit.bell.wait(ticket, self._patience())
 
     def _patience(self) -> float:
@@ -37,46 +37,82 @@ class Scheduler:
 
     async def _uploads(self) -> None:
         visit = self._visit
-        if not visit.may_upload:
+        if not visit.may_upload or visit.ended is not None:
             return
-        uploaded = await visit.journal.read(Store.count, ShardState.UPLOADED)
-        uploading = visit.drivers(lifecycle.Upload)
-        room = visit.capacity.uploads(uploaded, uploading)
-        if room:
-            for shard in await visit.journal.read(Store.shards, (ShardState.SEALED,), room + uploading):
-                claimed = await visit.claim(shard.name, ShardState.SEALED) if room else None
+        for model, room in visit.capacity.uploads(await queues(visit)).items():
+            for name in await self._oldest(ShardState.SEALED, model, room):
+                claimed = await visit.claim(name, ShardState.SEALED) if room else None
                 if claimed is not None:
                     visit.start_driver(claimed)
                     room -= 1
 
-    async def _submits(self) -> None:
+    async def _submits(self) -> int:
+        """Create what may be created; how many."""
         visit = self._visit
-        if not visit.may_create:
-            return
-        flying = await visit.journal.read(Store.count, *lifecycle.IN_FLIGHT)
-        room = visit.capacity.submits(flying)
-        if room:
-            for shard in await visit.journal.read(Store.shards, (ShardState.UPLOADED,), room + LOOK_PAST):
-                claimed = (
-                    await visit.claim(shard.name, ShardState.UPLOADED) if room and not self._waits(shard) else None
-                )
-                if claimed is not None:
-                    await self._intend(claimed)
-                    room -= 1
+        if not visit.may_create or visit.held or visit.ended is not None:
+            return 0
+        known = await queues(visit)
+        in_flight = {queue.model: queue.in_flight for queue in known}
+        submitted = 0
+        for model, room in visit.capacity.submits(known).items():
+            made = await self._submit(model, room)
+            backoff = scheduling.submitted(
+                visit.backoff.get(model), in_flight[model] + made, visit.world.clock.monotonic()
+            )
+            if backoff is not None:
+                visit.backoff[model] = backoff
+            submitted += made
+        return submitted
 
-    def _waits(self, shard: Shard) -> bool:
-        backoff: scheduling.Backoff | None = self._visit.backoff.get(shard.model)
-        return backoff is not None and backoff.until > self._visit.world.clock.monotonic()
+    async def _submit(self, model: str, room: int) -> int:
+        """Submit up to so many shards of a model, until it is refused; how many."""
+        visit = self._visit
+        backoff, made = visit.backoff.get(model), 0
+        for name in await self._oldest(ShardState.UPLOADED, model, room):
+            if made == room or visit.ended is not None or visit.backoff.get(model) is not backoff:
+                break
+            claimed = await visit.claim(name, ShardState.UPLOADED)
+            if claimed is not None:
+                await self._intend(claimed)
+                made += 1
+        return made
+
+    async def _oldest(self, state: ShardState, model: str, room: int) -> list[str]:
+        """Enough names to find so many that nobody holds."""
+        visit = self._visit
+        return await visit.journal.read(Store.oldest, state, model, room + len(visit.driving) + len(visit.stuck))
 
     async def _intend(self, shard: Shard) -> None:
         """Adopt before create; intent before effect: the create number is journaled, and never used again."""
         visit = self._visit
-        adopted = await self._adoption.of_fresh(shard)
+        finds = await visit.journal.read(Store.found, shard.name)
+        adopted = await self._adoption.of_fresh(shard) if finds else []
         if adopted:
             await visit.journal.append(*adopted)
             visit.release(shard.name)
             return
-        highest = choose(await visit.journal.read(Store.found, shard.name)).create
-        event = e.Intended(shard=shard.name, create=max(shard.create, highest) + 1)
+        event = e.Intended(shard=shard.name, create=max(shard.create, choose(finds).create) + 1)
         await visit.journal.append(event)
         visit.start_driver(lifecycle.apply(shard, event))
+
+
+async def queues(visit: Visit) -> list[scheduling.Queue]:
+    """What waits and what flies, by model, with what the service is believed to take; a refusal just heard is counted out."""
+    uploading = [name for name, step in visit.driving.items() if step is lifecycle.Upload]
+    return [_believed(visit, queue) for queue in await visit.journal.read(Store.queues, uploading)]
+
+
+def _believed(visit: Visit, queue: scheduling.Queue) -> scheduling.Queue:
+    backoff = visit.backoff.get(queue.model)
+    if backoff is None:
+        return queue
+    visit.backoff[queue.model] = backoff = scheduling.counted(backoff, queue.held)
+    allowed = scheduling.allowed(backoff, queue.in_flight, visit.world.clock.monotonic())
+    return msgspec.structs.replace(queue, allowed=allowed)
+
+
+async def may_seal(visit: Visit) -> bool:
+    """Whether a fresh segment may be sealed now."""
+    known = await queues(visit)
+    several = any(queue.allowed is not None for queue in known) and await visit.journal.read(Store.several_models)
+    return visit.capacity.may_seal(known, several=several)

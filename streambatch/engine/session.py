@@ -1,6 +1,8 @@
 """One visit to one run, from the open journal on: what it must agree with, its tasks, and how it ended."""
 
+import os
 from collections.abc import Iterator
+from datetime import datetime
 
 import anyio
 import msgspec
@@ -8,17 +10,18 @@ import msgspec
 from streambatch.config import Config, Mode
 from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
-from streambatch.core.models import InputFile, ShardState
+from streambatch.core.models import ShardState
 from streambatch.core.report import Summary
-from streambatch.edge import sources
 from streambatch.edge.client import BatchApi
 from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.serial import Serials
 from streambatch.engine import inspect, opening
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.collector import Collector
 from streambatch.engine.context import Listener, Visit, World
 from streambatch.engine.house import Connect, House
+from streambatch.engine.inputs import Inputs
 from streambatch.engine.maker import Maker
 from streambatch.engine.poller import Poller
 from streambatch.engine.pool import Pool
@@ -27,6 +30,8 @@ from streambatch.engine.scheduler import Scheduler
 from streambatch.engine.ticker import Ticker
 from streambatch.errors import ConfigError, StreambatchError
 from streambatch.steps import Order, Steps
+
+WINDOW_S = 86_400.0  # in which a service executes a batch
 
 
 class Session:
@@ -43,6 +48,7 @@ class Session:
         store: Store,
         journal: Journal,
         began: float,
+        serials: Serials,
     ) -> None:
         self._config = config
         self._connect = connect
@@ -53,50 +59,47 @@ class Session:
         self._store = store
         self._journal = journal
         self._began = began
-        self._publisher = Publisher(config.output, files, journal, house.blocking)
+        self._serials = serials
+        self._inputs = Inputs(config, serials, store, journal, house.blocking, listen)
+        self._publisher = Publisher(
+            config.output, files, journal, house.blocking, overwrite=config.if_exists == "overwrite"
+        )
 
     async def run(self) -> Summary:
         started = self._store.last(e.Started)
         if started is None:
             opening.refuse_lost_journal(self._config, self._files)
-        inputs = await self._inputs(started)
-        if await self._nothing_new(inputs):
+            if self._config.if_exists == "skip" and os.path.exists(self._config.output):
+                return self._summary("finished", 0, f"{self._config.output} exists; skipped.", None)
+            opening.refuse_existing(self._config)  # also where an earlier visit failed before it began
+        if started is None or self._mode is not Mode.CANCEL:
+            await self._inputs.look(started)
+        if self._store.last(e.Publishing) is not None:
+            await self._inputs.compare()
+        if await self._nothing_new():
             return self._finished("Nothing to do: the run was finished before.")
         if self._store.last(e.Publishing) is not None:
             await self._publish()
             return self._finished("Finished.")
         try:
             async with self._connect(self._config) as api:
-                return await self._visit(api, started, inputs)
+                return await self._visit(api, started)
         except BaseExceptionGroup as group:
-            raise _first_cause(group) from group
+            first = _first_cause(group)
+            raise first from (group if first.__cause__ is None else first.__cause__)
 
     # -- before the service is asked
 
-    async def _inputs(self, started: e.Started | None) -> tuple[InputFile, ...]:
-        if self._mode is Mode.CANCEL and started is not None:
-            return started.inputs
-        inputs = await self._house.blocking(sources.discover, self._config.inputs)
-        self._settings = await self._house.blocking(opening.settings_of, self._config, inputs)
-        if started is not None:
-            opening.agree(self._config, started, self._settings, inputs)
-            opened = self._store.last(e.Opened)
-            known = started.inputs if opened is None else opened.inputs
-            await opening.check_inputs(inputs, known, self._journal, self._house.blocking)
-        return inputs
-
-    async def _nothing_new(self, inputs: tuple[InputFile, ...]) -> bool:
+    async def _nothing_new(self) -> bool:
         """Whether a finished run has no new rows; one that has is opened again."""
         if self._store.last(e.Published) is None:
             return False
         if self._mode is Mode.CANCEL:
             return True
-        exhausted, last = self._store.last(e.Exhausted), self._store.last_segment()
+        exhausted = self._store.last(e.Exhausted)
         limit, rows = self._config.limit, self._store.totals().get("rows", 0)
         more = exhausted is not None and exhausted.limited
-        ends = (0, 0) if last is None else last.segment.end
-        grown = any((k > ends[0] and f.size) or (k == ends[0] and f.size > ends[1]) for k, f in enumerate(inputs))
-        if (more or grown) and (limit is None or limit > rows):
+        if (limit is None or limit > rows) and (more or await self._inputs.grown()):
             await self._publisher.reopen()
             return False
         await self._publisher.check()
@@ -104,20 +107,21 @@ class Session:
 
     # -- the visit
 
-    async def _visit(self, api: BatchApi, started: e.Started | None, inputs: tuple[InputFile, ...]) -> Summary:
+    async def _visit(self, api: BatchApi, started: e.Started | None) -> Summary:
         config, house = self._config, self._house
         if started is None:
             if self._mode is Mode.CANCEL:
                 raise ConfigError(f"The run in {config.run_dir} has not begun; there is nothing to cancel.")
-            started = await self._start(api, inputs)
+            started = await self._start(api)
+        inputs = started.inputs if self._mode is Mode.CANCEL else self._inputs.files
         started = msgspec.structs.replace(started, inputs=inputs)
         await self._journal.append(opening.opened(config, self._files, inputs))
         last = self._store.last(e.Merged)
         ends = (0, 0) if last is None else (last.output_end, last.errors_end)
         await house.blocking(self._files.cut_sinks, *ends)
-        await house.blocking(self._files.sweep_temporaries)
-        executor = house.executor(config, sum(file.size for file in inputs))
-        world = World(api, executor, house.clock, house.blocking)
+        await self._sweep()
+        executor = house.executor(config, self._inputs.size_bytes)
+        world = World(api, executor, house.clock, house.blocking, house.brake, self._serials)
         try:
             visit = Visit(config, started, self._files, self._journal, world)
             await self._work(visit)
@@ -126,14 +130,21 @@ class Session:
                 await executor.aclose()
         return await self._ending(visit)
 
-    async def _start(self, api: BatchApi, inputs: tuple[InputFile, ...]) -> e.Started:
+    async def _sweep(self) -> None:
+        """Remove what killed processes left in the spool."""
+        await self._house.blocking(self._files.sweep_temporaries)
+        totals = self._store.totals()
+        merged = 0 if self._config.keep_spool else totals.get("segments_merged", 0)
+        await self._house.blocking(self._files.sweep_raw, merged, totals.get("segments", 0))
+
+    async def _start(self, api: BatchApi) -> e.Started:
         """The first call also shows that the key and the address are right, before anything is made."""
         page = await api.list_batches(None, 1)
         known = self._config.run_id
         started = e.Started(
             run_id=opening.new_run_id() if known is None else known,
-            settings=self._settings,
-            inputs=inputs,
+            settings=self._inputs.settings,
+            inputs=self._inputs.files,
             server_date=page.server_date if page.server_date is not None else self._house.clock.wall(),
             known_id=known is not None,
         )
@@ -150,12 +161,14 @@ class Session:
                 tags.cut_text(visit.started.settings),
                 self._config.labels,
                 self._config.max_attempts,
+                self._config.adopt_grace_s,
             ),
             visit.world.api,
             visit.journal,
             visit.files,
             visit.world.executor,
             visit.world.blocking,
+            visit.world.clock,
             anyio.CapacityLimiter(self._config.max_transfers),
             adoption.search,
             visit.refused,
@@ -168,7 +181,7 @@ class Session:
                 visit.cancel()
                 await adoption.first_sweep()
             else:
-                tasks.start_soon(Maker(visit, adoption).run)
+                tasks.start_soon(Maker(visit, adoption, self._inputs.reading).run)
                 tasks.start_soon(Scheduler(visit, adoption).run)
             tasks.start_soon(Poller(visit, adoption).run)
             tasks.start_soon(ticker.run)
@@ -200,7 +213,16 @@ class Session:
             return self._finished("Finished.")
         if ended.error is not None:
             raise ended.error
-        return self._summary(ended.state, ended.exit_code, ended.message, self._config.command)
+        message = ended.message if ended.exit_code != 5 else f"{ended.message}{self._when()}"
+        return self._summary(ended.state, ended.exit_code, message, self._config.command)
+
+    def _when(self) -> str:
+        """When to come again, in words."""
+        since = self._store.flown_since()
+        if since is None:
+            return ""
+        last = datetime.fromtimestamp(since + WINDOW_S).astimezone()
+        return f" Come again at any time; the last of them ends by {last:%Y-%m-%d %H:%M} ({last:%Z}) at the latest."
 
     async def _publish(self) -> None:
         await self._publisher.publish(self._exit_code())

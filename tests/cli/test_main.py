@@ -73,7 +73,7 @@ def _cpu_of_children() -> float:
         (["run", "a", "-o", "b", "--api-key-env", "MY_KEY"], "the variable MY_KEY is not set"),
         (["run", "a", "-o", "b", "--api-key-file", "none"], "The key file none can't be read"),
         (["run", "a", "-o", "b", "--local", "--base-url", "https://x"], "Both local and another service"),
-        (["run", "a", "-o", "b", "--local", "--profile", "groq"], "There is no profile 'groq'; known: openai"),
+        (["run", "a", "-o", "b", "--local", "--profile", "poe"], "There is no profile 'poe'; known: openai, openai-2024, azure, "),
         (["run", "a", "-o", "b", "--local", "--run-id", "a/b"], "The run id 'a/b' must be"),
         (["run", "a", "-o", "b", "--local", "--max-requests", "50001"], "more than the 50000"),
         (["run", "a", "-o", "b", "--local", "--prompt", "x", "--prompt-file", "y"], "Both prompt and prompt_file"),

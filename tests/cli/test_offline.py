@@ -171,6 +171,21 @@ def test_merge_ends_by_its_codes(merging: list[str], tmp_path: Path) -> None:
     assert not (tmp_path / "x.jsonl").exists()
 
 
+def test_merge_gives_plain_rows_their_answers(tmp_path: Path) -> None:
+    (tmp_path / "in.jsonl").write_text('{"word": "a"}\n{"word": "b"}\n', encoding="utf-8")
+    (tmp_path / "a.jsonl").write_text(f"{result('1', 'one')}\n{result('0', 'zero')}\n", encoding="utf-8")
+    words = ["merge", str(tmp_path / "in.jsonl"), str(tmp_path / "a.jsonl"), "-o", str(tmp_path / "out.jsonl")]
+    assert call(main, words).exit_code == 0
+    got = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[:-1]]
+    assert [(row["word"], row["answer"], row["answer_error"]) for row in got] == [
+        ("a", "zero", None),
+        ("b", "one", None),
+    ]
+    assert call(main, [*words, "--emit", "results", "--if-exists", "overwrite"]).exit_code == 0
+    first = json.loads((tmp_path / "out.jsonl").read_text(encoding="utf-8").split("\n")[0])
+    assert first["custom_id"] == "0"
+
+
 @pytest.mark.parametrize(
     "words",
     [
@@ -196,3 +211,18 @@ def test_no_network_and_no_display_is_loaded(rows: Path, words: list[str]) -> No
         check=False,
     )
     assert told.stderr.split("LOADED ")[1] == ""
+
+
+@pytest.mark.parametrize("command", ["preview", "shard"])
+def test_what_a_service_does_not_take_is_refused_by_those_that_send_nothing(
+    command: str, rows: Path, tmp_path: Path
+) -> None:
+    output = ["-o", str(tmp_path / "shards")] if command == "shard" else []
+    ask = ["--model", "m", "--prompt", "hi", "--endpoint", "/v1/embeddings", "--profile", "openai-2024"]
+    told = call(main, [command, str(rows), *output, *ask])
+    assert (told.exit_code, told.stdout) == (2, "")
+    assert (
+        "Requests for /v1/embeddings can't be sent: the profile openai-2024 takes /v1/chat/completions alone"
+        in told.stderr
+    )
+    assert not (tmp_path / "shards").exists()

@@ -333,9 +333,9 @@ def test_the_library_raises_and_writes_its_summary(here: Path) -> None:
     assert json.loads((here / "s.json").read_text(encoding="utf-8"))["exit_code"] == 2
 
 
-@pytest.mark.parametrize("source", [[], 3, [{"word": "x"}], iter(["rows.jsonl"])])
-def test_a_source_that_holds_no_paths(here: Path, source: Any) -> None:
-    with pytest.raises(streambatch.ConfigError, match="holds no paths"):
+@pytest.mark.parametrize("source", [[], 3, {"word": "x"}, b"rows.jsonl"])
+def test_a_source_that_holds_neither_paths_nor_rows(here: Path, source: Any) -> None:
+    with pytest.raises(streambatch.ConfigError, match="The source is a"):
         streambatch.run_sync(source, "out.jsonl", **OPTIONS)
 
 

@@ -45,7 +45,7 @@ def look_up(api: HttpBatchApi) -> Awaitable[Any]:
 ANSWERS = [
     # status, body, headers -> code, retryable, maybe done, wait, words
     (400, envelope("Invalid 'x'.", "invalid_value"), {}, "invalid_value", False, False, None, "refused the create of a batch"),
-    (401, envelope(f"Incorrect key: {KEY}.", "invalid_api_key"), {}, "invalid_api_key", False, False, None, "check OPENAI_API_KEY"),
+    (401, envelope(f"Incorrect key: {KEY}.", "invalid_api_key"), {}, "invalid_api_key", False, False, None, "check the key, in"),
     (403, envelope("No access."), {}, None, False, False, None, "does not allow"),
     (404, envelope("Nothing here."), {}, None, False, False, None, "does not know"),
     (408, envelope("Too slow."), {}, None, True, True, None, "gave up waiting"),

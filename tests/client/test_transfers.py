@@ -108,10 +108,12 @@ async def test_an_upload_that_stands_still_is_noticed(tmp_path: Path) -> None:
 
     path = file_of(tmp_path, 64 * MIB)
     async with listening(deaf) as port, client(f"http://127.0.0.1:{port}/v1", stall_s=0.3) as api:
-        began = time.monotonic()
+        began, before = time.monotonic(), _open_now()
         with pytest.raises(ApiError, match=r"took nothing for 0\.3 s in the upload of a\.jsonl") as caught:
             await api.upload(path, "a.jsonl")
         assert time.monotonic() - began < 5
+        await asyncio.sleep(0.05)
+        assert _open_now() <= before + 1, "the other side's end alone is still open"
     assert caught.value.retryable
     assert not _open_here(path)
 
@@ -186,6 +188,11 @@ async def test_an_upload_is_built_anew_for_a_new_key(tmp_path: Path) -> None:
         await api.upload(file_of(tmp_path, 3 * MIB), "a.jsonl")
     assert len(lengths) == 2
     assert lengths[0] == lengths[1] > 3 * MIB
+
+
+def _open_now() -> int:
+    """How many descriptors this process has, where that can be seen."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
 def _open_here(path: str) -> bool:

@@ -1,6 +1,7 @@
 """Result lines and spool files for the tests of settling and merging, and slow models to hold them against."""
 
 import json
+import re
 import struct
 from collections.abc import Sequence
 from pathlib import Path
@@ -64,10 +65,14 @@ CODES = {
     "batch_cancelled": RowClass.CANCELLED,
     "request_timeout": RowClass.SERVER_ERROR,
 }
-RETRIED = (RowClass.RATE_LIMITED, RowClass.SERVER_ERROR, RowClass.EXPIRED, RowClass.CANCELLED, RowClass.MISSING)
+RETRIED = (
+    RowClass.RATE_LIMITED, RowClass.SERVER_ERROR, RowClass.EXPIRED, RowClass.CANCELLED, RowClass.MISSING, RowClass.MALFORMED,
+)  # fmt: skip
 
 
 def model_class(line: Line) -> RowClass:
+    if "malformed" in line:
+        return RowClass.MALFORMED
     response = line.get("response")
     if response is None:
         error = line.get("error")
@@ -95,7 +100,9 @@ class Settled:
         for file, data in enumerate((output, error)):
             self._read(set(ids), file, data)
         self.rows = [self._row(i, generation, max_attempts) for i in ids]
-        self.missing = sum(i not in self.found for i in ids)
+        self.missing = sum(
+            self.found.get(i, (RowClass.MISSING,))[0] in (RowClass.MISSING, RowClass.MALFORMED) for i in ids
+        )
 
     def _read(self, ids: set[str], file: int, data: bytes) -> None:
         offset = 0
@@ -106,6 +113,12 @@ class Settled:
                     line = json.loads(raw)
                 except ValueError:
                     line = None
+                if (
+                    line is None
+                    and n < len(lines) - 1
+                    and (cut := re.search(rb'"custom_id": ("(?:[^"\\]|\\.)*")', raw))
+                ):
+                    line = {"custom_id": json.loads(cut[1]), "malformed": True}
                 self._line(ids, line, file, offset, len(raw), last=n == len(lines) - 1)
             offset += len(raw) + 1
 

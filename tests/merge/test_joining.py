@@ -91,7 +91,7 @@ def check(
         (folder / f"res{k}.jsonl").write_bytes(data)
         paths.append(str(folder / f"res{k}.jsonl"))
     out = folder / "out.jsonl"
-    report = join(names, paths, str(out), **{"workers": 1, "if_exists": "overwrite", **options})
+    report = join(names, paths, str(out), **{"workers": 1, "if_exists": "overwrite", "emit": "results", **options})
     model = Model([row for rows in inputs for row in rows], results, name)
     assert out.read_bytes() == b"".join(line + b"\n" for line in model.out)
     errors = []
@@ -262,7 +262,7 @@ def test_rows_with_their_answers(tmp_path: Path) -> None:
     (tmp_path / "in").write_bytes(write(rows))
     lines = [encode(success(str(k), f"t{k}")) for k in range(30) if k != 4] + [encode(failure("4", 404))]
     (tmp_path / "res").write_bytes(write(lines))
-    report = join([str(tmp_path / "in")], [str(tmp_path / "res")], str(tmp_path / "out"), emit="rows")
+    report = join([str(tmp_path / "in")], [str(tmp_path / "res")], str(tmp_path / "out"))  # plain rows: `rows`
     out = [json.loads(line) for line in (tmp_path / "out").read_bytes().split(b"\n")[:-1]]
     expected = [
         {"n": k, "answer": f"t{k}" if k != 4 else None, "answer_error": None if k != 4 else "no"} for k in range(30)
@@ -284,6 +284,17 @@ def test_a_torn_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "res").write_bytes(encode(success("a")) + b"\n" + encode(success("b"))[:-9])
     report = join([str(tmp_path / "in")], [str(tmp_path / "res")], str(tmp_path / "out"))
     assert (report.done, report.missing, report.torn) == (1, 1, (str(tmp_path / "res"),))
+
+
+@pytest.mark.parametrize("pad", [0, 2 << 20])
+def test_a_malformed_line_is_told_apart_from_a_missing_one(tmp_path: Path, pad: int) -> None:
+    broken = encode(success("b", "x" * pad))[: pad + 80]
+    (tmp_path / "in").write_bytes(write([request("a"), request("b"), request("c")]))
+    (tmp_path / "res").write_bytes(write([broken, encode(success("a"))]))
+    report = join([str(tmp_path / "in")], [str(tmp_path / "res")], str(tmp_path / "out"))
+    assert (report.done, report.errors, report.missing) == (1, 2, 1)
+    told = [json.loads(line) for line in (tmp_path / "out.errors").read_bytes().split(b"\n")[:-1]]
+    assert [(line["custom_id"], line["class"]) for line in told] == [("b", "malformed"), ("c", "missing")]
 
 
 # -- what may not be

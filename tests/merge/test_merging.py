@@ -205,7 +205,9 @@ def _compare(segment: Segment, made: MergedFiles, out: list[bytes], err: list[di
     for row, line in enumerate(segment.source):
         if line == b'{"answer": 1}':
             expected.append(json.loads(line))
-        elif row in done or (row in reasons and line not in (b"[1]", b"no json", b"{\xff}")):
+        elif (
+            row in done or line == b'{"skip": null}' or (row in reasons and line not in (b"[1]", b"no json", b"{\xff}"))
+        ):
             told = done.get(row)
             content = None if told is None else json.loads(told)["response"]["body"]["choices"][0]["message"]["content"]
             expected.append({**json.loads(line), "answer": content, "answer_error": reasons.get(row)})
@@ -300,6 +302,23 @@ def test_reasons_name_what_the_service_said(tmp_path: Path) -> None:
     assert len(made.reasons) == 4
 
 
+def test_a_row_of_which_only_a_malformed_line_came_says_so(tmp_path: Path) -> None:
+    segment = Segment(tmp_path, [b'{"n": 0}', b'{"n": 1}'])
+    stem = tmp_path / "000003-0"
+    write_ids(stem, ["100", "101"])
+    broken = encode(success("100"))[:60]
+    Path(f"{stem}.output").write_bytes(broken + b"\n" + encode(success("101")) + b"\n")
+    spec = Settle(
+        stem=str(stem), segment=SEGMENT, rows=2, generation=2, max_attempts=ATTEMPTS, output=f"{stem}.output", error=None,
+        fsync=False,
+    )  # fmt: skip
+    assert settle(spec).missing == 1
+    segment.parts.append(MergePart(str(stem), SEGMENT, f"{stem}.output", None))
+    made, _, [told] = segment.merge("rows")
+    reason = "the service's result for this row came back malformed"
+    assert (made.done, told["class"], told["reason"], told["result"]) == (1, "malformed", reason, broken.decode())
+
+
 def test_reasons_are_counted_in_bounded_memory() -> None:
     reasons = Reasons()
     for n in range(REASONS_HELD + 50):
@@ -315,7 +334,17 @@ BODIES = [
     ("/v1/chat/completions", {"choices": [{"message": {"content": None}, "finish_reason": "tool_calls"}]}, None,
      "the service answered without a text (finish_reason tool_calls)"),
     ("/v1/chat/completions", {"choices": []}, None, "the service answered without a text"),
-    ("/v1/chat/completions", {"output": []}, None, "the service's answer has not the shape of this endpoint"),
+    ("/v1/chat/completions", {"output": []}, None, "the service answered without a text"),
+    ("/v1/chat/completions", {}, None, "the service answered without a text"),
+    ("/v1/chat/completions", {"choices": [{"message": {"content": "cut"}, "finish_reason": "length"}]}, "cut", None),
+    ("/v1/chat/completions", {"choices": "none"}, None, "the service's answer has not the shape of this endpoint"),
+    ("/v1/chat/completions", [], None, "the service's answer has not the shape of this endpoint"),
+    ("/v1/completions", {}, None, "the service answered without a text"),
+    ("/v1/embeddings", {}, None, "the service answered without an embedding"),
+    ("/v1/embeddings", {"data": [{"index": 0}]}, None, "the service answered without an embedding"),
+    ("/v1/moderations", {"results": []}, None, "the service answered without a moderation result"),
+    ("/v1/moderations", {}, None, "the service answered without a moderation result"),
+    ("/v1/responses", {"status": "incomplete"}, None, "the service answered without a text"),
     ("/v1/completions", {"choices": [{"text": "t"}]}, "t", None),
     ("/v1/embeddings", {"data": [{"embedding": [1.5, 2]}]}, [1.5, 2], None),
     ("/v1/embeddings", {"data": [{"embedding": "AAAA"}, {"embedding": "BBBB"}]}, ["AAAA", "BBBB"], None),
@@ -336,6 +365,15 @@ def test_answers_of_every_endpoint(endpoint: str, body: Any, value: Any, error: 
     line = {"custom_id": "a", "response": {"status_code": 200, "body": json.dumps(body) if as_text else body}}
     raw, why = AnswerReader(endpoint).read(encode(line))
     assert (json.loads(raw), why) == (value, error)
+
+
+@pytest.mark.parametrize("body", [None, "no JSON", 7])
+def test_a_body_that_is_none_has_no_answer(body: Any) -> None:
+    line = {"custom_id": "a", "response": {"status_code": 200, "body": body}}
+    assert AnswerReader("/v1/chat/completions").read(encode(line)) == (
+        b"null",
+        "the service's answer has not the shape of this endpoint",
+    )
 
 
 def test_half_a_surrogate_pair_is_replaced() -> None:

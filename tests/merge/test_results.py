@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from streambatch.core.heads import complete, pick
 from streambatch.core.models import Usage
-from streambatch.core.results import Verdict, decode_usual, read_head, read_line, usage_of
+from streambatch.core.results import Verdict, decode_usual, read_ends, read_head, read_line, usage_of
 from tests.merge.rig import encode, failure, success, unanswered
 
 json_values = st.recursive(
@@ -83,8 +83,18 @@ def test_lines_that_decoders_refuse_count_while_their_structure_holds() -> None:
     latin = encode(success("a", "caf~")).replace(b"~", b"\xe9")
     assert read_line(half) == Verdict("a", 200)
     assert read_line(latin) == Verdict("a", 200)
-    assert read_line(half[:-1]) is None
+    assert read_line(half[:-1]) == Verdict("a", None, malformed=True)
     assert read_line(b"garbage") is None
+
+
+def test_a_line_that_breaks_off_says_whose_it_is() -> None:
+    whole = encode(failure("a", 400))
+    broken = Verdict("a", None, malformed=True)
+    seen = [read_line(whole[:end]) for end in range(1, len(whole))]
+    assert seen == sorted(seen, key=lambda verdict: verdict is not None)
+    assert set(seen) == {None, broken}
+    assert read_ends(whole[:80], b"x") == broken
+    assert read_ends(whole, b"} \r") == read_line(whole)
 
 
 def test_a_head_and_a_tail_tell_what_a_whole_line_tells() -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from streambatch.core.jobs import BadRow, Piece, Prepare
 from streambatch.core.models import Segment, Shaping, ShardLimits
-from streambatch.edge import sources
+from streambatch.edge import scanning, sources
 
 CHAT = "/v1/chat/completions"
 READY = Shaping(ready_made=True)
@@ -35,7 +35,7 @@ def write(folder: Path, *texts: bytes) -> list[str]:
 
 
 def cut(paths: Sequence[str], limits: ShardLimits | None = None) -> list[Segment]:
-    return list(sources.scan(sources.discover(paths), ShardLimits() if limits is None else limits))
+    return list(scanning.scan(sources.discover(paths), ShardLimits() if limits is None else limits))
 
 
 def job(paths: Sequence[str], segment: Segment, shaping: Shaping, prefix: Path, **settings: Any) -> Prepare:

@@ -312,7 +312,7 @@ def test_an_input_that_is_gone_stops_the_job(folder: Path) -> None:
 @pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_the_runs_trouble_and_leaves_nothing(folder: Path) -> None:
     paths = write(folder, GOOD)
-    with pytest.raises(StorageError, match=r"No space left on device\. Free some space"):
+    with pytest.raises(StorageError, match=r"The disk failed at .*spool.0: No space left on device\. Free some space"):
         run_job(whole(paths, READY, folder / "spool" / "0"))
     assert contents(folder / "spool") == {}
 

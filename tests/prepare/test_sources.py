@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from streambatch.core.models import ShardLimits
 from streambatch.core.sharding import CutPoint
-from streambatch.edge import sources
+from streambatch.edge import looking, scanning, sources
 from streambatch.errors import SourceError
 from tests.prepare.rig import cut, write
 
@@ -38,7 +38,7 @@ def test_what_can_not_be_read_is_named(tmp_path: Path) -> None:
         ("missing", "missing can't be read: No such file or directory."),
         ("folder", "folder is a directory: name the files in it."),
         ("loop", "loop can't be read: Too many levels of symbolic links."),
-        ("pipe", "pipe is no regular file: save its rows to one."),
+        ("pipe", "pipe is no regular file: save its rows to one, or pipe them to -."),
     ):
         path = str(tmp_path / name)
         with pytest.raises(SourceError) as caught:
@@ -66,7 +66,7 @@ def test_what_can_not_be_read_is_named(tmp_path: Path) -> None:
     ],
 )
 def test_the_first_object_says_how_rows_are_shaped(tmp_path: Path, texts: list[bytes], row: bytes | None) -> None:
-    assert sources.first_row(sources.discover(write(tmp_path, *texts)), 200) == row
+    assert looking.first_row(sources.discover(write(tmp_path, *texts)), 200) == row
 
 
 # -- lines of a range
@@ -112,35 +112,35 @@ def test_any_block_size_scans_the_same(texts: list[bytes], rows: int, block: int
     with tempfile.TemporaryDirectory() as name:
         inputs = sources.discover(write(Path(name), *texts))
         limits = ShardLimits(max_requests=rows)
-        assert list(sources.scan(inputs, limits, block_bytes=block)) == list(sources.scan(inputs, limits))
+        assert list(scanning.scan(inputs, limits, block_bytes=block)) == list(scanning.scan(inputs, limits))
 
 
 def test_a_scan_goes_on_after_a_segment_and_says_how_it_ended(tmp_path: Path) -> None:
     inputs = sources.discover(write(tmp_path, BOM + b"1\n2\n\n", b"3\n4\n5"))
     limits = ShardLimits(max_requests=2)
-    scan = sources.scan(inputs, limits)
+    scan = scanning.scan(inputs, limits)
     segments = list(scan)
     assert (scan.ordinals, scan.rows, scan.limited) == (6, 5, False)
     for number in range(len(segments)):
-        rest = sources.scan(inputs, limits, after=segments[number], rows_before=0)
+        rest = scanning.scan(inputs, limits, after=segments[number], rows_before=0)
         assert list(rest) == segments[number + 1 :]
-    limited = sources.scan(inputs, limits, limit=3)
+    limited = scanning.scan(inputs, limits, limit=3)
     first = list(limited)
     assert (limited.rows, limited.limited) == (3, True)
-    rest = sources.scan(inputs, limits, after=first[-1], rows_before=3)
+    rest = scanning.scan(inputs, limits, after=first[-1], rows_before=3)
     assert sum(segment.lines for segment in [*first, *rest]) == 6
 
 
 def test_a_scan_can_begin_at_the_first_line_behind_a_bom(tmp_path: Path) -> None:
     inputs = sources.discover(write(tmp_path, BOM + b"1\n2\n"))
-    assert list(sources.Scan(inputs, ShardLimits(), point=CutPoint(offset=3))) == cut([inputs[0].path])
+    assert list(scanning.Scan(inputs, ShardLimits(), point=CutPoint(offset=3))) == cut([inputs[0].path])
 
 
 def test_rows_may_be_added_after_a_last_line_without_newline(tmp_path: Path) -> None:
     paths = write(tmp_path, b"1\n2")
     (sealed,) = cut(paths)
     Path(paths[0]).write_bytes(b"1\n2\n3\n")
-    (added,) = sources.scan(sources.discover(paths), ShardLimits(), after=sealed, rows_before=2)
+    (added,) = scanning.scan(sources.discover(paths), ShardLimits(), after=sealed, rows_before=2)
     assert (added.slices[0].start, added.slices[0].first_line, added.first_ordinal, added.lines) == (4, 2, 2, 1)
 
 
@@ -149,7 +149,7 @@ def test_a_sealed_last_line_may_not_become_longer(tmp_path: Path) -> None:
     (sealed,) = cut(paths)
     Path(paths[0]).write_bytes(b"1\n2222\n")
     with pytest.raises(SourceError, match="line 2: this row was sent already and has been made longer"):
-        list(sources.scan(sources.discover(paths), ShardLimits(), after=sealed, rows_before=2))
+        list(scanning.scan(sources.discover(paths), ShardLimits(), after=sealed, rows_before=2))
 
 
 def test_a_file_that_shrinks_during_the_scan_is_named(tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_a_file_that_shrinks_during_the_scan_is_named(tmp_path: Path) -> None:
     inputs = sources.discover(paths)
     os.truncate(paths[0], 2)
     with pytest.raises(SourceError, match="ends at byte 2: it has become shorter"):
-        list(sources.scan(inputs, ShardLimits()))
+        list(scanning.scan(inputs, ShardLimits()))

@@ -76,7 +76,8 @@ class MemoryBatchApi:
 
     `status_of(row)` is the HTTP status of an executed row; None loses the row: executed, and in neither file.
     `refuse(batch)` gives the error a batch fails with at validation; `expire_at(batch id)` the part of the rows that is
-    executed when its window ends (None: it is not held up).
+    executed when its window ends (None: it is not held up); `view(batch)` is what a look shows of it. Without `turns_pages`
+    every page of the list is its first.
     """
 
     def __init__(
@@ -94,6 +95,8 @@ class MemoryBatchApi:
         status_of: Callable[[Row], int | None] | None = None,
         refuse: Callable[[BatchInfo], BatchError | None] | None = None,
         expire_at: Callable[[str], float | None] | None = None,
+        view: Callable[[BatchInfo], BatchInfo] | None = None,
+        turns_pages: bool = True,
     ) -> None:
         self._clock = clock
         self._validation_s = validation_s
@@ -106,6 +109,8 @@ class MemoryBatchApi:
         self._status_of = status_of
         self._refuse = refuse
         self._expire_at = expire_at
+        self._view = view
+        self._turns_pages = turns_pages
         self._files: dict[str, tuple[FileInfo, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
         self._executed: Counter[tuple[str, str]] = Counter()
@@ -156,7 +161,7 @@ class MemoryBatchApi:
         return await self._do("create_batch", file_id, lambda: self._create(file_id, endpoint, dict(metadata)))
 
     async def get_batch(self, batch_id: str) -> BatchInfo:
-        return await self._do("get_batch", batch_id, lambda: self._shown(self._batch(batch_id)))
+        return await self._do("get_batch", batch_id, lambda: self._told(self._batch(batch_id)))
 
     async def list_batches(self, after: str | None = None, limit: int = 100) -> BatchPage:
         return await self._do("list_batches", "" if after is None else after, lambda: self._page(after, limit))
@@ -208,11 +213,13 @@ class MemoryBatchApi:
         now = self._clock.wall()
         newest_first = [b for b in reversed(self._batches.values()) if b.created + self._list_lag_s <= now]
         start = 0
-        if after is not None:
+        if after is not None and self._turns_pages:
             start = 1 + next((i for i, b in enumerate(newest_first) if b.id == after), len(newest_first))
         chosen = newest_first[start : start + limit]
         last = chosen[-1].id if chosen else None
-        return BatchPage(tuple(map(self._shown, chosen)), start + limit < len(newest_first), last, float(int(now)))
+        told = [self._told(batch) for batch in chosen]
+        named, nameless = (tuple(b for b in told if bool(b.id) is has) for has in (True, False))
+        return BatchPage(named, start + limit < len(newest_first), last, float(int(now)), nameless)
 
     # -- the life of a batch
 
@@ -327,6 +334,10 @@ class MemoryBatchApi:
         return _line(
             custom_id, {"status_code": status, "request_id": f"req-{key[1]}", "body": answer}, None
         ), status == 200
+
+    def _told(self, batch: _Batch) -> BatchInfo:
+        """What a look at it shows."""
+        return self._shown(batch) if self._view is None else self._view(self._shown(batch))
 
     def _shown(self, batch: _Batch) -> BatchInfo:
         self._advance(batch)

@@ -59,6 +59,7 @@ async def visit(
     chance: random.Random,
     journal: str | None = None,
     mode: Mode = Mode.RUN,
+    listen: Callable[[Any], None] | None = None,
 ) -> Summary:
     """One visit of the real engine to `api`, behind the real retries."""
 
@@ -72,8 +73,9 @@ async def visit(
         lambda config, size: InlineExecutor(),
         lambda run: str(run.journal) if journal is None else journal,
         look_every_s=600.0,
+        patient=lambda: files.inline,
     )
-    return await run_engine(config, connect, None, mode=mode, house=house)
+    return await run_engine(config, connect, listen, mode=mode, house=house)
 
 
 class Weather:

@@ -15,7 +15,15 @@ def run_job(job: Job) -> Manifest:
     try:
         return _run(job)
     except OSError as error:
-        raise storage_error(error) from error
+        raise storage_error(error, _place(job)) from error
+
+
+def _place(job: Job) -> str | None:
+    """The beginning of the names that the job writes under: the system does not say which write failed."""
+    match job:
+        case Prepare(prefix=name) | Remainder(stem=name) | Settle(stem=name) | Merge(out=name):
+            return name
+    return None
 
 
 def _run(job: Job) -> Manifest:
@@ -42,9 +50,10 @@ def _run(job: Job) -> Manifest:
             return run_join(job)
 
 
-def storage_error(error: OSError) -> StorageError:
-    """One sentence for a disk that did not do what it was told."""
+def storage_error(error: OSError, place: str | None = None) -> StorageError:
+    """One sentence for a disk that did not do what it was told, at a file or at `place`."""
     why = os.strerror(error.errno) if error.errno else str(error)
-    where = f" at {error.filename}" if error.filename else ""
+    name = error.filename if error.filename else place
+    where = f" at {name}" if name else ""
     advice = "Free some space" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "Mend that"
     return StorageError(f"The disk failed{where}: {why}. {advice}, then run the same command again.")

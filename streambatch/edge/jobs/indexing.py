@@ -19,7 +19,7 @@ from streambatch.core.joins import (
 )
 from streambatch.core.matching import Matcher
 from streambatch.core.naming import ResultNamer, RowNamer, name_verdict
-from streambatch.core.results import Verdict, read_head, read_line
+from streambatch.core.results import Verdict, read_ends, read_head, read_line
 from streambatch.edge import resultfiles
 from streambatch.edge.jobs.sections import (
     BadLine,
@@ -112,8 +112,7 @@ class _ResultIndex:
             case Lines():
                 self._take_lines(piece)
             case LongLine():
-                closed = piece.tail.rstrip().endswith(b"}")
-                self._take_one(piece, read_head(piece.head, piece.tail) if closed else None)
+                self._take_one(piece, read_ends(piece.head, piece.tail))
             case LastLine(torn=True):
                 self.torn = True
             case LastLine(line=None):

@@ -4,13 +4,12 @@ Blocking, bounded memory. Which outcome is the newest and how a line reads is de
 """
 
 import os
-from collections.abc import Iterator
 from contextlib import ExitStack
 
 import msgspec
 import xxhash
 
-from streambatch.core.jobs import BadRow, Merge, MergedFiles, MergePart
+from streambatch.core.jobs import BadRow, Merge, MergedFiles
 from streambatch.core.lines import is_blank
 from streambatch.core.merging import (
     ErrorLine,
@@ -25,12 +24,11 @@ from streambatch.core.replies import NULL, AnswerColumn, AnswerReader
 from streambatch.core.settling import BAD_ROW, NOTES, OPEN, RECORD, Kind
 from streambatch.edge.gathering import Spans, gather, read_span
 from streambatch.edge.placing import Sink
-from streambatch.edge.sidecars import read_ids, read_origins
-from streambatch.edge.sources import read_lines
+from streambatch.edge.segmentfiles import Results, bad_rows, read_outcome, rows_of, source_lines
+from streambatch.edge.sidecars import read_ids
 from streambatch.errors import JournalError, SourceError
 
 _END = object()
-MAX_ROW_BYTES = 32 << 20  # of the user's rows that are given back
 MAX_ERROR_BYTES = 1 << 20  # of a service's error line
 
 
@@ -51,10 +49,10 @@ class _Segment:
     def __init__(self, spec: Merge, stack: ExitStack) -> None:
         self._spec = spec
         self._stack = stack
-        self._files: dict[tuple[int, int], int] = {}
+        self._results = Results(spec.parts, stack)
         self._ids: dict[int, list[bytes]] = {}
         self._newest = _newest(spec)
-        self._bad = _bad_rows(spec)
+        self._bad = bad_rows(spec.bad)
         self._check()
         self._out, self._err = (self._create(path) for path in (spec.out, spec.err))
         self._column = AnswerColumn(spec.column)
@@ -88,24 +86,12 @@ class _Segment:
         pairs = [*zip(parts, files, strict=True)]
         order = {pair: index for index, pair in enumerate(dict.fromkeys(pairs))}
         sources = None if len(order) == 1 else [order[pair] for pair in pairs]
-        fds = [self._file(*pair) for pair in order]
+        fds = [self._results.fd(*pair) for pair in order]
         self._out.end = gather(self._out.fd, self._out.end, fds, Spans(offsets, lengths, sources))
         kinds = self._newest.kinds
         failed = {row for row in range(len(kinds)) if kinds[row] == Kind.ERROR}
         for row in sorted(failed | self._bad.keys()):
             self._write_error(row)
-
-    def _file(self, part: int, file: int) -> int:
-        """The open result file (or notes) of a part."""
-        key = (part, file)
-        if key not in self._files:
-            place: MergePart = self._spec.parts[part]
-            path = (place.output, place.error, f"{place.stem}.notes")[file]
-            if path is None:
-                raise JournalError(f"{place.stem}.outcome points into a result file that shard does not have.")
-            self._files[key] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-            self._stack.callback(os.close, self._files[key])
-        return self._files[key]
 
     # -- errors
 
@@ -138,7 +124,7 @@ class _Segment:
     def _service_line(self, row: int, record: Record) -> bytes | None:
         if not record.length:
             return None
-        fd = self._file(self._newest.parts[row], record.file)
+        fd = self._results.fd(self._newest.parts[row], record.file)
         return read_span(fd, record.offset, min(record.length, MAX_ERROR_BYTES))
 
     def _custom_id(self, row: int) -> str:
@@ -152,14 +138,15 @@ class _Segment:
     def write_rows(self) -> None:
         """The user's rows with their answers. Raises SourceError where the input is not what was sent."""
         source_hash = xxhash.xxh3_128()
-        lines, answers, column = _source_lines(self._spec, source_hash), AnswerReader(self._spec.endpoint), self._column
+        lines = source_lines(self._spec.pieces, source_hash)
+        answers, column = AnswerReader(self._spec.endpoint), self._column
         places = zip(RECORD.iter_unpack(self._newest.records), self._newest.parts, strict=True)
         row = 0
         for ((kind, _, _, file, offset, length), part), line in zip(
             places, lines, strict=False
         ):  # places first: no line is lost
             if kind == Kind.DONE and line is not None:
-                result = read_span(self._file(part, file), offset, length)
+                result = read_span(self._results.fd(part, file), offset, length)
                 self._out.add(column.add(line, *answers.read(result)))
             else:
                 self._write_other(row, kind, line)
@@ -171,7 +158,7 @@ class _Segment:
     def _write_other(self, row: int, kind: int, line: bytes | None) -> None:
         if row in self._bad:
             reason = self._write_error(row)
-            if line is not None and reason is not None:
+            if line is not None:
                 self._out.add(self._column.add_to_any(line, NULL, reason))
         elif kind == Kind.ERROR and line is not None:
             self._out.add(self._column.add(line, NULL, self._write_error(row)))
@@ -207,43 +194,13 @@ class _Segment:
 def _newest(spec: Merge) -> Newest:
     newest = Newest(spec.lines)
     for index, part in enumerate(spec.parts):
-        with open(f"{part.stem}.outcome", "rb") as file:
-            outcome = file.read()
-        if len(outcome) % RECORD.size:
-            raise _damaged(part)
+        outcome = read_outcome(part)
         if len(spec.parts) == 1 and part.segment is not None and len(outcome) == len(newest.records):
             newest.overlay_whole(outcome)
         else:
-            newest.overlay(index, _rows_of(spec, part, len(outcome) // RECORD.size), outcome)
+            rows = rows_of(part, spec.segment, spec.lines, len(outcome) // RECORD.size)
+            newest.overlay(index, rows, outcome)
     return newest
-
-
-def _rows_of(spec: Merge, part: MergePart, records: int) -> list[tuple[int, int]]:
-    """(line of the part, row of this segment). Raises JournalError where the part's files don't belong together."""
-    if part.segment is not None:
-        rows = read_ids(part.stem)[0]
-        found = list(enumerate(rows))
-    else:
-        origins = read_origins(part.stem)
-        rows = [row for segment, row in origins if segment == spec.segment]
-        found = [(place, row) for place, (segment, row) in enumerate(origins) if segment == spec.segment]
-    if (len(rows) if part.segment is not None else len(origins)) != records or max(rows, default=0) >= max(
-        spec.lines, 1
-    ):
-        raise _damaged(part)
-    return found
-
-
-def _damaged(part: MergePart) -> JournalError:
-    return JournalError(f"{part.stem}.outcome does not fit its shard: the run directory is damaged.")
-
-
-def _bad_rows(spec: Merge) -> dict[int, BadRow]:
-    if spec.bad is None:
-        return {}
-    decode = msgspec.json.Decoder(BadRow).decode
-    with open(spec.bad, "rb") as file:
-        return {bad.row: bad for bad in map(decode, file)}
 
 
 def _bad_error(spec: Merge, bad: BadRow) -> ErrorLine:
@@ -258,13 +215,3 @@ def _place(spec: Merge, row: int) -> tuple[str, int]:
         if later.first_row <= row:
             piece = later
     return piece.name, piece.first_line + row - piece.first_row + 1
-
-
-def _source_lines(spec: Merge, source_hash: xxhash.xxh3_128) -> Iterator[bytes | None]:
-    """The user's lines again, hashed on the way; None for one that is too long to be held."""
-    for piece in spec.pieces:
-        for chunk in read_lines(piece.path, piece.name, piece.start, piece.end, max_line_bytes=MAX_ROW_BYTES):
-            source_hash.update(chunk.data)
-            yield from chunk.lines
-            if chunk.long_bytes:
-                yield None

@@ -11,7 +11,7 @@ import msgspec
 
 from streambatch.core.jobs import Outcomes, SegmentCount, Settle
 from streambatch.core.models import Usage
-from streambatch.core.results import TokenCounts, Verdict, decode_usual, read_head, read_line
+from streambatch.core.results import TokenCounts, Verdict, decode_usual, read_ends, read_head, read_line
 from streambatch.core.settling import ERROR, OUTPUT, Ledger, Rules
 from streambatch.edge.resultfiles import BLOCK_BYTES, HELD_BYTES, LastLine, Lines, LongLine, read_lines
 from streambatch.edge.sidecars import read_ids, read_origins
@@ -35,8 +35,7 @@ class _Reader:
                     case Lines():
                         self._lines(piece, file)
                     case LongLine():
-                        verdict = read_head(piece.head, piece.tail) if piece.tail.rstrip().endswith(b"}") else None
-                        self._enter(verdict, file, piece.offset, piece.length)
+                        self._enter(read_ends(piece.head, piece.tail), file, piece.offset, piece.length)
                     case LastLine():
                         self._last(piece, file)
 
@@ -54,7 +53,7 @@ class _Reader:
         try:
             told = [*map(decode_usual, piece.lines)]
             rows = [self.ids[line.custom_id] for line in told]
-        except (msgspec.DecodeError, UnicodeDecodeError, KeyError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, KeyError):
             return False
         if not all(200 <= status < 300 for status in {line.response.status_code for line in told}):
             return False

@@ -13,7 +13,7 @@ import msgspec
 
 from streambatch.core.joins import JoinSlice, SliceJoined
 from streambatch.core.naming import ResultNamer, name_result, name_verdict
-from streambatch.core.results import read_head
+from streambatch.core.results import read_ends
 from streambatch.core.settling import RowClass
 from streambatch.edge.jobs.locating import Rows
 from streambatch.edge.jobs.sections import opened, write_sections
@@ -98,9 +98,7 @@ class _Results:
                 case LastLine(line=bytes() as line):
                     self._add(*name_result(line), piece.offset, piece.length)
                 case LongLine() | LastLine():
-                    closed = piece.tail.rstrip().endswith(b"}")
-                    verdict = read_head(piece.head, piece.tail) if closed else None
-                    self._add(*name_verdict(verdict), piece.offset, piece.length)
+                    self._add(*name_verdict(read_ends(piece.head, piece.tail)), piece.offset, piece.length)
             if self._successes + len(self.others) > MAX_LINES:
                 return False
         return len(self.table) == self._successes

@@ -1,0 +1,46 @@
+"""How long the service is given to show what it must have, and when what it does not show forbids to buy again. Pure arithmetic."""
+
+import msgspec
+
+from streambatch.core.wire import BatchInfo
+
+PARTS = (
+    1 / 16,
+    1 / 8,
+    1 / 4,
+    1 / 2,
+    1.0,
+    1.0,
+)  # of a grace: the waits between looks, three of them after a whole one or more
+SMALL_GAP_ROWS, SMALL_GAP_PERCENT = 10, 1
+
+
+class Told(msgspec.Struct, frozen=True):
+    """What the service says of a batch's results: where they are, and how many rows it counts that no file of these can hold."""
+
+    output_id: str | None
+    error_id: str | None
+    hidden: int = 0
+
+
+def waits(grace_s: float) -> tuple[float, ...]:
+    """Seconds between the looks at what is not there yet; nearly three graces in all."""
+    return tuple(part * grace_s for part in PARTS)
+
+
+def told(batch: BatchInfo, before: Told) -> Told:
+    """What one more look says. An id that was told once stays: an answer that leaves it out takes nothing back."""
+    output_id = before.output_id if batch.output_file_id is None else batch.output_file_id
+    error_id = before.error_id if batch.error_file_id is None else batch.error_file_id
+    hidden = 0 if output_id else batch.completed
+    return Told(output_id, error_id, hidden if output_id or error_id else hidden + batch.failed)
+
+
+def forbids(hidden: int, rows: int) -> bool:
+    """Whether so many counted rows without a result are no slip, but results that must not be bought again unasked."""
+    return hidden > SMALL_GAP_ROWS and hidden * 100 > rows * SMALL_GAP_PERCENT
+
+
+def lost_wait_s(losses: int) -> float:
+    """How long after the service could not find a shard's file it is sent again: at once, then 10 s doubling to 10 min."""
+    return 0.0 if losses <= 1 else min(600.0, 10.0 * 2.0 ** min(losses - 2, 10))

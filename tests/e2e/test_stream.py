@@ -1,0 +1,265 @@
+"""stream(): every outcome once, in both orders; a slow reader holds the run; leaving early leaves a run to go on with."""
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pytest
+import xxhash
+
+from streambatch import api, streaming
+from streambatch.core import events as e
+from streambatch.edge.files import is_locked
+from streambatch.edge.service import Service
+from streambatch.errors import ApiError, ConfigError, Paused, StreambatchError
+from streambatch.outcome import Outcome
+
+pytestmark = pytest.mark.anyio
+
+ROWS = 300
+
+
+def options(server: Any, tmp_path: Path, **more: Any) -> dict[str, Any]:
+    service = Service(base_url=server.url, api_key=server.api_key)
+    small = {"max_requests": 20, "poll_interval": 0.05, "workers": 0, "adopt_grace": 0.2, "model": "gpt-4o-mini"}
+    return {"service": service, "prompt": "say {{ n }}", "run_dir": tmp_path / "run", **small, **more}
+
+
+def write_rows(path: Path, rows: int = ROWS) -> str:
+    path.write_text("".join(json.dumps({"n": k, "tag": f"tag {k}"}) + "\n" for k in range(rows)))
+    return str(path)
+
+
+def check(outcomes: list[Outcome], rows: int = ROWS, failed: set[int] = frozenset()) -> None:  # type: ignore[assignment]
+    """Each row has its one outcome, made of its own prompt, and carries the user's row."""
+    assert sorted(o.ordinal for o in outcomes if o.ordinal is not None) == list(range(rows))
+    for o in outcomes:
+        assert o.ok == (o.ordinal not in failed), o
+        if o.ok:
+            assert o.row is not None
+            assert (o.row["n"], o.row["tag"]) == (o.ordinal, f"tag {o.ordinal}")
+            assert str(o.text).startswith(xxhash.xxh3_64_hexdigest(f"say {o.ordinal}".encode()))
+            assert o.custom_id == str(o.ordinal)
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
+async def test_each_outcome_once(tmp_path: Path, server: Any, order: streaming.Order) -> None:
+    """Rows that need another try come when they have ended; bad rows and failed ones too."""
+    server.set_faults(
+        {
+            "rows": [
+                {"do": "answer", "status": 500, "match": "^1?7$", "times": 1},
+                {"do": "answer", "status": 400, "match": "^42$"},
+            ]
+        }
+    )
+    source = Path(write_rows(tmp_path / "in.jsonl"))
+    source.write_bytes(source.read_bytes() + b"[not a row]\n\n")
+    got: list[Outcome] = []
+    async with streaming.stream(str(source), order=order, **options(server, tmp_path)) as results:
+        async for outcome in results:
+            got.append(outcome)
+    check(got, ROWS + 1, {42, ROWS})
+    assert results.summary is not None
+    assert (results.summary.state, results.summary.done, results.summary.failed) == ("finished", ROWS - 1, 2)
+    bad = next(o for o in got if o.ordinal == ROWS)
+    assert (bad.row, bad.attempts, bad.raw) == (None, 0, b"")
+    refused = next(o for o in got if o.ordinal == 42)
+    assert refused.row == {"n": 42, "tag": "tag 42"}
+    assert refused.raw
+    if order == "input":
+        assert [o.ordinal for o in got] == list(range(ROWS + 1))
+    again = [o async for o in _all(str(source), order=order, **options(server, tmp_path))]
+    assert sorted(again, key=_ordinal) == sorted(got, key=_ordinal), "a finished run is handed out again"
+
+
+async def _all(source: Any, **more: Any) -> Any:
+    async with streaming.stream(source, **more) as results:
+        async for outcome in results:
+            yield outcome
+
+
+def _ordinal(outcome: Outcome) -> int:
+    return -1 if outcome.ordinal is None else outcome.ordinal
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
+async def test_a_slow_reader_holds_the_run(tmp_path: Path, server: Any, order: streaming.Order) -> None:
+    rows, most = 1200, 2
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    bound = (
+        2 * rows // 20 // 3
+    )  # a held run stays far below: what waits, what is in flight, what was being fetched or merged
+    async with streaming.stream(source, order=order, **options(server, tmp_path, max_batches=most)) as results:
+        got = [await anext(results)]
+        still = 0
+        while still < 10:  # the run has come to rest, or gone on too far
+            before = server.ledger()["batches"]
+            await anyio.sleep(0.1)
+            still = still + 1 if server.ledger()["batches"] == before else 0
+            assert server.ledger()["batches"] <= bound
+        assert server.ledger()["batches"] < rows // 20
+        async for outcome in results:
+            got.append(outcome)
+    check(got, rows)
+
+
+async def test_who_leaves_early_leaves_a_run_to_go_on_with(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl")
+    given = options(server, tmp_path, max_batches=3)
+    async with streaming.stream(source, **given) as results:
+        async for outcome in results:
+            assert outcome.ok
+            break
+    assert not is_locked(str(tmp_path / "run"))
+    look = api.status(tmp_path / "run")
+    assert (look.state, look.running) == ("stopped", False)
+    batches = server.ledger()["batches"]
+    assert batches < ROWS // 20, "leaving stops submitting"
+    got = [o async for o in _all(source, **given)]
+    check(got)
+    ledger = server.ledger()
+    assert (ledger["rows_executed"], ledger["rows_executed_again"]) == (ROWS, 0)
+
+
+async def test_the_readers_own_failure_is_the_readers(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl")
+
+    async def read() -> None:
+        async with streaming.stream(source, **options(server, tmp_path)) as results:
+            async for outcome in results:
+                raise LookupError(outcome.custom_id)
+
+    with pytest.raises(LookupError):
+        await read()
+    assert not is_locked(str(tmp_path / "run"))
+
+
+async def test_what_stops_the_run_is_raised_to_the_reader(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl")
+    wrong = options(server, tmp_path) | {"service": Service(base_url=server.url, api_key="wrong")}
+    with pytest.raises((ApiError, ConfigError), match="key"):
+        async with streaming.stream(source, **wrong) as results:
+            await anext(results)
+
+
+async def test_a_paused_run_hands_out_what_it_has_then_says_so(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl")
+    heard: list[Any] = []
+
+    def listen(notice: Any) -> None:
+        heard.append(notice)
+        if isinstance(notice, e.Settled) and sum(isinstance(n, e.Settled) for n in heard) == 1:
+            server.set_faults(
+                {
+                    "http": [
+                        {
+                            "do": "answer",
+                            "on": ["create"],
+                            "status": 429,
+                            "code": "insufficient_quota",
+                            "type": "insufficient_quota",
+                        }
+                    ]
+                }
+            )
+
+    got: list[Outcome] = []
+
+    async def read() -> None:
+        async with streaming.stream(source, on_event=listen, **options(server, tmp_path, max_batches=2)) as results:
+            async for outcome in results:
+                got.append(outcome)
+
+    with pytest.raises(Paused, match="quota"):
+        await read()
+    assert 20 <= len(got) < ROWS
+    server.set_faults(None)
+    got = [o async for o in _all(source, **options(server, tmp_path))]
+    check(got)
+    assert server.ledger()["rows_executed_again"] == 0
+
+
+async def test_a_temporary_run_directory_is_removed_when_all_was_handed_out(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl", 40)
+    given = options(server, tmp_path)
+    del given["run_dir"]
+    async with streaming.stream(source, **given) as results:
+        assert Path(results.run_dir).is_dir()
+        got = [outcome async for outcome in results]
+    check(got, 40)
+    assert not Path(results.run_dir).exists()
+
+
+async def test_a_run_whose_rows_left_the_spool_is_refused(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl", 40)
+    given = options(server, tmp_path)
+    await api.run(source, tmp_path / "run" / "output.jsonl", emit="results", **_made(given, tmp_path))
+    with pytest.raises(ConfigError, match="keep_spool"):
+        [o async for o in _all(source, **given)]
+
+
+def _made(given: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
+    (tmp_path / "run").mkdir()
+    return given
+
+
+@pytest.mark.parametrize("name", ["emit", "column", "if_exists"])
+async def test_options_of_an_output_are_refused(tmp_path: Path, server: Any, name: str) -> None:
+    with pytest.raises(StreambatchError, match=name):
+        async with streaming.stream("in.jsonl", **options(server, tmp_path, **{name: "rows"})):
+            pass
+
+
+# -- rows of a program
+
+
+class Counted:
+    """Rows, and how many of them were taken."""
+
+    def __init__(self, rows: int) -> None:
+        self.taken = 0
+        self._rows = rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for k in range(self._rows):
+            self.taken += 1
+            yield {"n": k, "tag": f"tag {k}", "long": "x" * 4000}
+
+    async def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        for row in self:
+            yield row
+
+
+class OnlyAsync:
+    def __init__(self, rows: Counted) -> None:
+        self._rows = rows
+
+    def __aiter__(self) -> AsyncIterator[dict[str, Any]]:
+        return self._rows.__aiter__()
+
+
+@pytest.mark.parametrize("kind", ["plain", "async"])
+async def test_rows_are_taken_as_they_are_needed_and_given_again_to_go_on(
+    tmp_path: Path, server: Any, kind: str
+) -> None:
+    """Who stops reading stops the taking; the same rows again go on, and nothing is bought twice."""
+    rows = 3000  # they are taken by blocks of half a MiB
+
+    def source(counted: Counted) -> Any:
+        return OnlyAsync(counted) if kind == "async" else counted
+
+    given = options(server, tmp_path, max_batches=2)
+    first = Counted(rows)
+    async with streaming.stream(source(first), **given) as results:
+        async for outcome in results:
+            assert outcome.row is not None
+            if outcome.ordinal == 30:
+                break
+    assert first.taken < rows, "the rows were taken without need"
+    got = [o async for o in _all(source(Counted(rows)), **options(server, tmp_path))]
+    check(got, rows)
+    ledger = server.ledger()
+    assert (ledger["rows_executed"], ledger["rows_executed_again"]) == (rows, 0)

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import machine, report
+from benchmarks import flight, machine, report
 from benchmarks.contenders import Bench
 from benchmarks.contest import Section
 from benchmarks.jobs import JOBS
@@ -18,13 +18,18 @@ ROWS, RUNS, SEED = 1_000_000, 5, 7
 FAST_ROWS, FAST_RUNS = 2_000, 1
 USUAL = ("shard", "merge", "run")
 BYTES_A_ROW = 7_000  # of disk: data, outputs and a run's spool at once
+LOAD_BYTES_A_ROW = 300  # short rows, and the results of a tenth of them
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    asked = parser().parse_args(words)
+    said = sys.argv[1:] if words is None else list(words)
+    if said[:1] == ["flight"]:
+        return flight.main(said[1:])
+    asked = parser().parse_args(said)
     bench = _bench(asked)
     bench.folder.mkdir(parents=True, exist_ok=True)
-    free, needed = shutil.disk_usage(bench.folder).free, bench.rows * BYTES_A_ROW
+    a_row = LOAD_BYTES_A_ROW if asked.only == ("load",) else BYTES_A_ROW
+    free, needed = shutil.disk_usage(bench.folder).free, bench.rows * a_row
     if free < needed:
         _say(
             f"{bench.folder} has {free / 1e9:.1f} GB free and {needed / 1e9:.1f} are needed: choose --workdir or --rows."

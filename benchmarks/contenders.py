@@ -15,6 +15,7 @@ from benchmarks import checking
 from benchmarks.commands import ROOT, absent, environment, gnu_split, peer, streambatch
 from benchmarks.contest import Contender, Turn
 from benchmarks.data import Made
+from benchmarks.loading import Load, queue
 from benchmarks.measuring import Figures, measure
 from benchmarks.serving import serving
 
@@ -129,6 +130,20 @@ def served(bench: Bench, name: str, source: Made, key: re.Pattern[bytes], *words
         return Turn(figures, tuple(wrong), theirs)
 
     return Contender(name, source.rows, command, perform)
+
+
+def loaded(bench: Bench, load: Load, notes: list[str]) -> Contender:
+    """The local server by itself with so many batches queued; the figures are its own."""
+
+    def perform() -> Turn:
+        _empty(bench.out)
+        turn = queue(bench.out / "server", bench.seed, load, notes)
+        _empty(bench.out)
+        return turn
+
+    part = "to the end" if load.share == 1 else f"{load.share:.0%} of each executed"
+    name = f"{load.batches:,} batches of {load.rows:,} rows, {part}"
+    return Contender(name, load.batches * load.rows, streambatch("serve"), perform)
 
 
 def _run(bench: Bench, source: Made, *words: str) -> tuple[tuple[str, ...], Path]:

@@ -1,4 +1,4 @@
-"""The jobs that are measured, each a section with its marks: cutting, merging, whole runs, and memory over rows.
+"""The jobs that are measured, each a section with its marks: cutting, merging, whole runs, memory over rows, the server under load.
 
 Knows who takes part and what the figures are held against; how they take part is in `contenders`.
 """
@@ -6,10 +6,13 @@ Knows who takes part and what the figures are held against; how they take part i
 from collections.abc import Callable
 
 from benchmarks import checking, data
-from benchmarks.contenders import SPEED, Bench, copy, cut, embedded, join, join_by, served, split
+from benchmarks.contenders import MAX_REQUESTS, SPEED, Bench, copy, cut, embedded, join, join_by, loaded, served, split
 from benchmarks.contest import Mark, Section, compete, ratios
+from benchmarks.loading import Load, request_lines
 
 FULL_ROWS = 1_000_000  # what the marks are for
+FULL_LOAD_ROWS = 50_000_000  # 1,000 full batches
+LOAD_SHARE = 0.1  # executed of each batch while very many are queued
 RUN_PART, RUN_TURNS = 5, 3  # whole runs take a fifth of the rows and fewer turns: they are long
 PROMPT = ("--model", "gpt-4o-mini", "--prompt", "Sum it up in a sentence: {{ text }}", "--id", "name")
 
@@ -91,4 +94,30 @@ def memory(bench: Bench) -> Section:
     return Section("memory", "memory of run --local", bench.rows, size, records, marks=marks)
 
 
-JOBS: dict[str, Callable[[Bench], Section]] = {"shard": shard, "merge": merge, "run": run, "memory": memory}
+def load(bench: Bench) -> Section:
+    """The local server with full batches of short rows queued, a tenth as many for comparison, and some served to their end."""
+    each = min(MAX_REQUESTS, max(1, bench.rows // 20))
+    many = bench.rows // each
+    notes: list[str] = []
+    loads = [Load(max(1, many // 10), each, LOAD_SHARE), Load(many, each, LOAD_SHARE), Load(max(1, many // 50), each)]
+    records = compete([loaded(bench, one, notes) for one in loads], 1)
+    at_few, at_many, _ = (record.peak_mib() for record in records)
+    growth = at_many / at_few if at_few and at_many else None
+    full = bench.rows >= FULL_LOAD_ROWS
+    marks = [
+        Mark(f"the server's peak with {many:,} batches / with {loads[0].batches:,}", growth, 1.15, full),
+        Mark("goal: served to the end, the server's CPU us a row", records[2].cpu_us(), 12, full, goal=True),
+    ]
+    size = len(request_lines(each)) * many
+    return Section(
+        "load", "the local server, many batches queued", many * each, size, records, marks=marks, notes=notes
+    )
+
+
+JOBS: dict[str, Callable[[Bench], Section]] = {
+    "shard": shard,
+    "merge": merge,
+    "run": run,
+    "memory": memory,
+    "load": load,
+}

@@ -84,6 +84,10 @@ class Started:
         self._signal(signal.SIGTERM)
         return self.wait(STOP_S)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def alive(self) -> bool:
         """Whether it still runs; asks without reaping it."""
         return resident(self._process.pid) > 0 if KNOWS_MEMORY else True
@@ -129,6 +133,14 @@ def resident(pid: int) -> int:
     with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/statm", encoding="ascii") as statm:
         return int(statm.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     return 0
+
+
+def used_s(pid: int) -> float | None:
+    """CPU that a running process has used so far, without its children; None where that is unknown."""
+    with contextlib.suppress(OSError, IndexError), open(f"/proc/{pid}/stat", encoding="ascii") as stat:
+        user, system = stat.read().rpartition(")")[2].split()[11:13]
+        return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+    return None
 
 
 def busy_s() -> float | None:

@@ -28,13 +28,15 @@ def heading(machine: Machine, bench: Bench) -> str:
 
 
 def shown(section: Section) -> str:
-    """A section as text: contenders, ratios, marks."""
+    """A section as text: contenders, ratios, marks, notes."""
     title = f"{section.name}: {section.title} ({section.rows:,} rows, {section.bytes / 1e6:,.0f} MB)"
     parts = [title, columns([HEAD, *map(_record_row, section.records)])]
     if section.ratios:
         parts.append(columns([("wall, pair by pair", "median", "min..max"), *map(_ratio_row, section.ratios)]))
     if section.marks:
         parts.append(columns([("mark", "at most", "measured", ""), *map(_mark_row, section.marks)]))
+    if section.notes:
+        parts.append("\n".join(f"  {note}" for note in section.notes))
     return "\n\n".join(parts)
 
 

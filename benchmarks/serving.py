@@ -8,10 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from benchmarks.commands import KEY, ROOT, environment, streambatch
-from benchmarks.measuring import Figures, Started
+from benchmarks.measuring import KNOWS_MEMORY, MIB, Figures, Started, resident, used_s
 
 READY_S = 30.0
 READY_POLL_S = 0.02
+LEDGER_S = 300.0  # it reads all that was ever executed
 
 
 class Server:
@@ -32,9 +33,17 @@ class Server:
         asked = urllib.request.Request(
             f"{self.url.removesuffix('/v1')}/control/ledger", headers={"Authorization": f"Bearer {KEY}"}
         )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=READY_S) as answer:
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=LEDGER_S) as answer:
             told: dict[str, int] = json.load(answer)
         return told
+
+    def cpu_s(self) -> float | None:
+        """CPU that it has used so far."""
+        return used_s(self._process.pid)
+
+    def mib(self) -> float | None:
+        """Its resident memory now."""
+        return resident(self._process.pid) / MIB if KNOWS_MEMORY else None
 
     def stop(self) -> Figures:
         self.figures = self._process.stop()

@@ -20,13 +20,13 @@ Answer = tuple[bytes, str | None]  # JSON text of the value; why there is none
 
 class _Message(msgspec.Struct, gc=False):
     content: msgspec.Raw = msgspec.Raw(NULL)
-    refusal: str | None = None
+    refusal: Any = None  # of what explains an answer, an odd type must not cost the answer
 
 
 class _Choice(msgspec.Struct, gc=False):
     message: _Message | None = None
     text: msgspec.Raw = msgspec.Raw(NULL)
-    finish_reason: str | None = None
+    finish_reason: Any = None
 
 
 class _Choices(msgspec.Struct, gc=False):
@@ -36,7 +36,7 @@ class _Choices(msgspec.Struct, gc=False):
 class _Part(msgspec.Struct, gc=False):
     type: str = ""
     text: str = ""
-    refusal: str | None = None
+    refusal: Any = None
 
 
 class _Item(msgspec.Struct, gc=False):
@@ -74,12 +74,12 @@ def _completion(body: _Choices) -> Answer:
     return _value(bytes(choice.text), None, choice.finish_reason)
 
 
-def _value(raw: bytes, refusal: str | None, finish_reason: str | None) -> Answer:
+def _value(raw: bytes, refusal: Any, finish_reason: Any) -> Answer:
     if raw != NULL:
         return raw if raw.isascii() else raw.decode(errors="replace").encode(), None
-    if refusal:
+    if refusal and isinstance(refusal, str):
         return NULL, f"the model refused: {refusal}"
-    return NULL, NO_TEXT if finish_reason is None else f"{NO_TEXT} (finish_reason {finish_reason})"
+    return NULL, f"{NO_TEXT} (finish_reason {finish_reason})" if isinstance(finish_reason, str) else NO_TEXT
 
 
 def _response(body: _Output) -> Answer:

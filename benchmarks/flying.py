@@ -19,7 +19,7 @@ import msgspec
 from streambatch.config import Config
 from streambatch.core import events as e
 from streambatch.core.models import ShardLimits
-from streambatch.core.wire import BatchInfo, BatchPage, FileInfo
+from streambatch.core.wire import BatchInfo, BatchPage, FileInfo, FilePage
 from streambatch.edge.client import BatchApi, HttpBatchApi
 from streambatch.edge.clock import SystemClock
 from streambatch.edge.retrying import RetryingApi
@@ -153,6 +153,10 @@ class CountedApi:
     async def file_info(self, file_id: str) -> FileInfo:
         self._note("file")
         return await self._api.file_info(file_id)
+
+    async def list_files(self, after: str | None = None, limit: int = 1000) -> FilePage:
+        self._note("files")
+        return await self._api.list_files(after, limit)
 
     async def delete_file(self, file_id: str) -> bool:
         self._note("delete")

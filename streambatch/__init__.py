@@ -41,6 +41,7 @@ if TYPE_CHECKING:
         StorageError,
         StreambatchError,
     )
+    from streambatch.purging import PurgedFile, Receipt, purge, purge_sync
     from streambatch.streaming import Results, stream
 
 __all__ = [
@@ -53,6 +54,8 @@ __all__ = [
     "Outcome",
     "Paused",
     "Progress",
+    "PurgedFile",
+    "Receipt",
     "Results",
     "RunOptions",
     "Service",
@@ -70,6 +73,8 @@ __all__ = [
     "peek",
     "preview",
     "preview_sync",
+    "purge",
+    "purge_sync",
     "run",
     "run_sync",
     "status",
@@ -84,7 +89,8 @@ if not TYPE_CHECKING:  # a checker would take any name for one of ours
     def __getattr__(name: str) -> Any:
         if name not in __all__:
             raise AttributeError(f"module 'streambatch' has no attribute {name!r}")
-        streamed = "streaming" if name in ("Results", "stream") else "api"
+        purged = ("PurgedFile", "Receipt", "purge", "purge_sync")
+        streamed = "streaming" if name in ("Results", "stream") else "purging" if name in purged else "api"
         home = "errors" if name == "Paused" or name.endswith("Error") else streamed
         return getattr(importlib.import_module(f"streambatch.{home}"), name)
 

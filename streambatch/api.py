@@ -111,13 +111,17 @@ class RunOptions(ShapeOptions, ServiceOptions, total=False):
     max_transfers: int
     workers: int
     limit: int
+    remote_files: str
     keep_spool: bool
     adopt_grace: Duration
+    stuck_after: Duration
+    accept_gone: Literal["error", "rebuy"]
     once: bool
     stop_after: Duration
     max_attempts: int
     on_bad_row: Literal["skip", "stop"]
     max_errors: int | str
+    pause_on_errors: str
     if_exists: Literal["fail", "skip", "overwrite"]
     summary_file: Path
 
@@ -195,7 +199,7 @@ async def connect(config: Config) -> AsyncIterator["BatchApi"]:
     from streambatch.edge.client import HttpBatchApi  # brings aiohttp
 
     async with _service(config) as service:
-        http = HttpBatchApi(service, config.profile.dialect)
+        http = HttpBatchApi(service, config.profile.dialect, expire_s=config.expire_s)
         api = RetryingApi(http, config.retry, SystemClock(), random.random)
         try:
             if not config.local:

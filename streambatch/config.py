@@ -54,18 +54,28 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     max_attempts: int = 3
     on_bad_row: str = "skip"  # skip | stop
     max_errors: ErrorAllowance = ErrorAllowance()
+    pause_on_errors: float = 50.0  # percent of the outcomes; 100: never
+    accept_gone: str | None = None  # error | rebuy: the word on paid work that can't be found
+    stuck_after_s: float = 7200.0
     adopt_grace_s: float = 120.0
     pool_wait_s: float = 600.0
     once: bool = False
     stop_after_s: float | None = None
     limit: int | None = None
     if_exists: str = "fail"  # fail | skip | overwrite
+    remote_files: str = "inputs"  # inputs | keep | delete | expire:SECONDS
     keep_spool: bool = False  # the files of merged rows stay in the spool
     retry: RetryPolicy = RetryPolicy()
     labels: tuple[tuple[str, str], ...] = ()
     # capacities of the engine's queues
     prepared_ahead: int = 2  # segments a worker may be ahead of sealing, times workers
     sealed_ahead: int = 0  # shards sealed and not submitted; 0: max_batches + 2 x max_transfers
+
+    @property
+    def expire_s(self) -> int | None:
+        """How long the service shall keep each file; None: as long as it does."""
+        word, _, seconds = self.remote_files.partition(":")
+        return int(seconds) if word == "expire" else None
 
 
 class Mode(Enum):

@@ -17,6 +17,7 @@ from streambatch.core.profiles import FILE, OPENAI, PROFILES, Profile
 from streambatch.core.shaping import Asked
 from streambatch.edge.profiles import read_profile
 from streambatch.edge.service import LOCAL, Service
+from streambatch.edge.sources import text_path
 from streambatch.errors import ConfigError
 
 if TYPE_CHECKING:  # it brings an event loop along
@@ -62,13 +63,26 @@ def configure(
         poll_interval_s=values.get("poll_interval"),
         max_errors=allowance(values),
         adopt_grace_s=values.get("adopt_grace", LOCAL_GRACE_S if local else GRACE_S),
+        pause_on_errors=values.get("pause_on_errors", 50.0),
+        stuck_after_s=values.get("stuck_after", 7200.0),
+        remote_files=_remote_files(values),
         stop_after_s=values.get("stop_after"),
         labels=_labels(values),
         **as_given,
     )
 
 
-_AS_GIVEN = ("max_batches", "max_transfers", "max_attempts", "on_bad_row", "once", "limit", "if_exists", "keep_spool")
+_AS_GIVEN = (
+    "max_batches",
+    "max_transfers",
+    "max_attempts",
+    "on_bad_row",
+    "once",
+    "limit",
+    "if_exists",
+    "keep_spool",
+    "accept_gone",
+)
 
 
 def resume(
@@ -105,18 +119,20 @@ def resume(
         ),
         limits=settings.limits,
         local=local,
-        **_embedded(opened),
+        **{"adopt_grace_s": LOCAL_GRACE_S if local else GRACE_S} | _embedded(opened),
         profile=profile,
         workers=workers(values),
         poll_interval_s=values.get("poll_interval"),
-        adopt_grace_s=LOCAL_GRACE_S if local else GRACE_S,
     )
 
 
 def _embedded(opened: Opened) -> dict[str, Any]:
-    """The embedded server's pace and seed, as the last visit had them."""
+    """The embedded server's pace and seed, and what becomes of rows and of files here and there, as the last visit had them."""
     options: dict[str, Any] = msgspec.json.decode(opened.options)
-    return {name: options[name] for name in ("local_seed", "local_speed") if name in options}
+    return {name: options[name] for name in _REMEMBERED if name in options}
+
+
+_REMEMBERED = ("local_seed", "local_speed", "remote_files", "max_attempts", "keep_spool", "adopt_grace_s")
 
 
 # -- policies that other commands share
@@ -200,6 +216,24 @@ def allowance(values: Values) -> ErrorAllowance:
     return ErrorAllowance(rows, percent)
 
 
+def _remote_files(values: Values) -> str:
+    """What becomes of files at the service. Raises ConfigError for an expiry that it does not offer."""
+    asked = str(values.get("remote_files", "inputs"))
+    word, _, seconds = asked.partition(":")
+    if word != "expire":
+        return asked
+    known = profile(values)
+    if known.expiry_s is None:
+        raise ConfigError(
+            f"Files can't be made to expire at the service of the profile {known.name}, as far as is known; use --remote-files"
+            " inputs, keep or delete."
+        )
+    least, most = known.expiry_s
+    if not least <= int(seconds) <= most:
+        raise ConfigError(f"--remote-files {asked}: the service keeps files from {least} to {most} seconds.")
+    return asked
+
+
 # -- the run
 
 
@@ -214,7 +248,7 @@ def _output(values: Values, inputs: Sequence[str], rows: "Rows | None") -> str:
             raise ConfigError("With -o - the run needs a place for its state; name one with --run-dir.")
         return "-"
     _check_folder(given, "output")
-    path = os.path.abspath(given)
+    path = text_path(given, "output")
     if any(os.path.realpath(path) == os.path.realpath(name) for name in inputs):
         raise ConfigError(f"The output {given} is also an input; name another file.")
     return path
@@ -232,9 +266,8 @@ def _check_folder(path: str | None, what: str) -> None:
 
 
 def _run_dir(output: str, values: Values) -> str:
-    given: str | None = values.get("run_dir")
-    if given is not None:
-        return os.path.abspath(given)
+    if (given := values.get("run_dir")) is not None:
+        return text_path(given, "run directory")
     beside = f"{output}.run"
     if os.path.isfile(beside):  # an earlier visit put the run elsewhere
         return os.path.abspath(_read(beside, "The pointer").strip())
@@ -350,8 +383,10 @@ def _key(values: Values, environ: Mapping[str, str], profile: Profile) -> str | 
     variable = values.get("api_key_env", profile.key_env)
     key = environ.get(variable, "").strip()
     if not key:
+        is_name = re.fullmatch("[A-Z_][A-Z0-9_]*", variable) is not None  # else it may be a key itself
+        known = f" {variable}" if is_name else " named for it"
         raise ConfigError(
-            f"There is no key: the variable {variable} is not set; set it, or name another with --api-key-env or a file with"
+            f"There is no key: the variable{known} is not set; set it, or name another with --api-key-env or a file with"
             " --api-key-file, or try --local, which needs none."
         )
     return key

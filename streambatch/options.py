@@ -24,6 +24,8 @@ class Kind(Enum):
     SIZE = "SIZE"
     DURATION = "TIME"
     ALLOWANCE = "N|P%"
+    PERCENT = "P%"
+    REMOTE = "inputs|keep|delete|expire:TIME"
     PARAM = "NAME=JSON"
     LABEL = "K=V"
     HEADER = "NAME=env:VAR"
@@ -57,7 +59,7 @@ class Option(NamedTuple):
 
 _SHAPING = "run preview shard"
 _SERVED = "run preview shard check"
-_REACH = "run cancel check"
+_REACH = "run cancel check purge"
 _REPORT = "run shard merge"
 _SHOWN = "run cancel shard merge"
 
@@ -111,25 +113,48 @@ OPTIONS: tuple[Option, ...] = (
     Option("max_transfers", Kind.COUNT, "Uploads and downloads at once.", "4", least=1),
     Option("workers", Kind.COUNT, "Processes for the heavy work; 0: none.", "min(cores, 2)", _REPORT),
     Option("limit", Kind.COUNT, "Only the first N rows.", "all", "run shard"),
+    Option(
+        "remote_files",
+        Kind.REMOTE,
+        "Files at the service: delete inputs once merged, keep all, delete all once merged, or let them expire.",
+        "inputs",
+    ),
     Option("keep_spool", Kind.FLAG, "Keep the files of rows that are merged.", "off"),
     # -- time
     Option(
         "poll_interval", Kind.DURATION, "Between two looks at the batches.", "adaptive, 5 s to 60 s", on="run cancel"
     ),
     Option("adopt_grace", Kind.DURATION, "How long a batch may take to show in the list.", "120 s; 1 s with --local"),
+    Option("stuck_after", Kind.DURATION, "Give up a batch that is so long past its end, or does not cancel.", "2h"),
     Option("once", Kind.FLAG, "Do what can be done now, then leave.", "off"),
     Option("stop_after", Kind.DURATION, "Like --once at that time.", "off"),
     # -- errors
     Option("max_attempts", Kind.COUNT, "How often a row may be tried.", "3", least=1),
     Option("on_bad_row", Kind.CHOICE, "A row that can't be sent.", "skip", "run", ("skip", "stop")),
     Option("max_errors", Kind.ALLOWANCE, "More row errors than this make exit code 6.", "0", _REPORT),
+    Option(
+        "pause_on_errors",
+        Kind.PERCENT,
+        "Stop buying when, after 1,000 outcomes, more of them are errors; 100%: never.",
+        "50%",
+    ),
+    Option(
+        "accept_gone",
+        Kind.CHOICE,
+        "Paid work that can't be found: its rows become errors, or are bought again.",
+        "none: pause",
+        "run",
+        ("error", "rebuy"),
+    ),
     Option("if_exists", Kind.CHOICE, "An existing output.", "fail", _REPORT, ("fail", "skip", "overwrite")),
     # -- what is shown
     Option("summary_file", Kind.PATH, "The summary as JSON, also on failure.", on=_SHOWN),
     Option("log_format", Kind.CHOICE, "Progress on stderr.", "text", "run cancel", ("text", "json"), terminal=True),
-    Option("json", Kind.FLAG, "The summary as JSON on stdout.", "off", "run cancel shard merge check", terminal=True),
+    Option(
+        "json", Kind.FLAG, "The summary as JSON on stdout.", "off", "run cancel shard merge check purge", terminal=True
+    ),
     Option("quiet", Kind.FLAG, "No progress.", "off", _SHOWN, terminal=True),
-    Option("yes", Kind.FLAG, "Never ask.", "off", terminal=True),
+    Option("yes", Kind.FLAG, "Never ask.", "off", "run purge", terminal=True),
 )
 BY_NAME = {option.name: option for option in OPTIONS}
 
@@ -248,6 +273,25 @@ def _allowance(option: Option, value: object) -> tuple[int, float | None]:
     return (int(match[1]), None) if match[1] else (0, float(match[2]))
 
 
+def _percent(option: Option, value: object) -> float:
+    if isinstance(value, float) and 0 <= value <= 100:  # parsed before
+        return value
+    match = re.fullmatch(r"(\d{1,3}(?:\.\d{1,9})?)\s*%", value.strip()) if isinstance(value, str) else None
+    if match is None or float(match[1]) > 100:
+        raise _ValueFaultError(f"{value!r} is no percentage such as 50%")
+    return float(match[1])
+
+
+def _remote(option: Option, value: object) -> str:
+    if value in ("inputs", "keep", "delete"):
+        return str(value)
+    word, _, span = value.partition(":") if isinstance(value, str) else ("", "", "")
+    seconds = _seconds(span.replace(" ", "")) if word == "expire" else None
+    if seconds is None or seconds < 1:
+        raise _ValueFaultError(f"{value!r} is none of inputs, keep, delete and expire:TIME, such as expire:7d")
+    return f"expire:{int(seconds)}"
+
+
 def _pairs(option: Option, value: object) -> tuple[tuple[str, str], ...]:
     """`NAME=VALUE` texts, pairs, or a mapping, as pairs; a name given again wins."""
     if isinstance(value, str):
@@ -305,6 +349,8 @@ _PARSERS = {
     Kind.SIZE: _size,
     Kind.DURATION: _duration,
     Kind.ALLOWANCE: _allowance,
+    Kind.PERCENT: _percent,
+    Kind.REMOTE: _remote,
     Kind.PARAM: _pairs,
     Kind.LABEL: _pairs,
     Kind.HEADER: _pairs,

@@ -12,13 +12,15 @@ import anyio
 import msgspec
 
 from streambatch.core import events as e
-from streambatch.core import jobs, lifecycle, tags, verdicts
+from streambatch.core import jobs, lifecycle, patience, tags, verdicts
 from streambatch.core.models import Shard
+from streambatch.core.patience import Told
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock
 from streambatch.edge.fetching import ERROR, OUTPUT, Results
 from streambatch.edge.files import Blocking, RunFiles, sync_folder
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.rereading import Rereading
 from streambatch.edge.workers import Executor
 from streambatch.errors import ApiError, JournalError, Paused
 
@@ -35,6 +37,7 @@ class Order(msgspec.Struct, frozen=True):
     labels: tuple[tuple[str, str], ...]
     max_attempts: int
     grace_s: float
+    accept_gone: str | None = None
 
 
 class Steps:
@@ -62,7 +65,9 @@ class Steps:
         self._transfers = transfers
         self._search = search
         self._refused = refused
-        self._results = Results(api, clock, blocking, transfers, order.grace_s)
+        accepts = order.accept_gone is not None
+        self._results = Results(api, clock, blocking, transfers, order.grace_s, accept_gone=accepts)
+        self._rereading = Rereading(self._results, executor, clock, blocking, order.grace_s)
         self._doubts: Counter[str] = Counter()  # creates of a shard that this process left in doubt
         self._patient: set[anyio.CancelScope] = set()
         self._deadline = math.inf  # of creates, once the run is being stopped
@@ -98,15 +103,15 @@ class Steps:
             if returned is None:
                 raise
             return returned
-        return e.Uploaded(shard=shard.name, file_id=info.id, created_at=info.created_at)
+        return e.Uploaded(shard=shard.name, file_id=info.id, created_at=info.created_at, expires_at=info.expires_at)
 
     async def _create(self, shard: Shard) -> e.ShardEvent:
         """The create is the one call that must not be repeated blindly: without a clear answer it is doubted."""
         order = self._order
-        pairs = tags.metadata(order.run_id, shard, await self._span(shard), order.cut, order.labels)
         batch = None
         try:
-            with self._patience():
+            with self._patience():  # the intent is in the journal: a stop from here on would leave a doubt
+                pairs = tags.metadata(order.run_id, shard, await self._span(shard), order.cut, order.labels)
                 batch = await self._api.create_batch(str(shard.file_id), order.endpoint, pairs)
         except ApiError as error:
             return self._not_created(shard, error)
@@ -164,7 +169,9 @@ class Steps:
 
     async def _download(self, shard: Shard) -> e.ShardEvent:
         paths = {ending: self._files.path(shard.name, ending) for ending in (OUTPUT, ERROR)}
-        told = await self._results.fetch(shard, paths)
+        return await self._downloaded(shard, await self._results.fetch(shard, paths))
+
+    async def _downloaded(self, shard: Shard, told: Told) -> e.Downloaded:
         await self._blocking(sync_folder, self._files.spool)
         return e.Downloaded(
             shard=shard.name,
@@ -172,29 +179,37 @@ class Steps:
             error=told.error_id is not None,
             output_id=told.output_id,
             error_id=told.error_id,
+            gone=self._order.accept_gone if told.gone else None,
         )
 
     async def _settle(self, shard: Shard) -> e.ShardEvent:
-        stem = self._files.stem(shard.name)
-        endings = (".outcome", ".notes")
-        made = await self._executor.run(await self._settle_job(shard, stem))
-        if not isinstance(made, jobs.Outcomes):
-            raise JournalError(f"Settling shard {shard.name} gave a {type(made).__name__}.")
-        await self._blocking(self._files.settle_names, [f"{stem}{ending}" for ending in endings])
-        return e.Settled(
-            shard=shard.name,
-            done=made.done,
-            errors=made.errors,
-            left=made.left,
-            segments=made.segments,
-            usage=made.usage,
-            missing=made.missing,
-            unknown=made.unknown,
-            duplicate=made.duplicate,
-        )
+        """What came of each row; first, counted rows that the files do not hold are looked for, and may forbid all buying."""
+        end = await self._journal.read(Store.ending, shard.name)
+        job = self._settle_job(shard, end)
+        made = await self._outcomes(job)
+        counted = 0 if end is None or not job.executed or job.gone else end.completed + end.failed
+        gap = patience.gap(counted, shard.rows, made.found)
+        if gap:
+            seen = await self._rereading.look(shard, job, counted, made.found)
+            if seen.told is not None:
+                return await self._downloaded(shard, seen.told)
+            gap = seen.gap
+        if patience.forbids(gap, shard.rows):
+            if self._order.accept_gone is None:
+                raise Paused(verdicts.uncounted(shard, made.found + gap, made.found))
+            made = await self._outcomes(msgspec.structs.replace(job, gone=self._order.accept_gone))
+        names = [f"{job.stem}{ending}" for ending in (".outcome", ".notes")]
+        await self._blocking(self._files.settle_names, names)
+        return _settled(shard, made, gap)
 
-    async def _settle_job(self, shard: Shard, stem: str) -> jobs.Settle:
-        refused = await self._journal.read(Store.refused_lines, shard.name)
+    async def _outcomes(self, job: jobs.Settle) -> jobs.Outcomes:
+        made = await self._executor.run(job)
+        if not isinstance(made, jobs.Outcomes):
+            raise JournalError(f"Settling {job.stem} gave a {type(made).__name__}.")
+        return made
+
+    def _settle_job(self, shard: Shard, end: e.BatchFinished | None) -> jobs.Settle:
+        stem = self._files.stem(shard.name)
         return jobs.Settle(
             stem=stem,
             segment=shard.segment,
@@ -205,6 +220,23 @@ class Steps:
             error=f"{stem}.error" if shard.error_id else None,
             executed=not (shard.status == "failed" and not shard.output_id and not shard.error_id),
             user_cancel=shard.cancel_asked,
-            refused=refused,
+            refused=() if end is None else end.refused,
             suffix=self._files.suffix,
+            gone=shard.gone,
         )
+
+
+def _settled(shard: Shard, made: jobs.Outcomes, gap: int) -> e.Settled:
+    """The event; counted rows that could not be found may be billed, whatever else is known of them."""
+    return e.Settled(
+        shard=shard.name,
+        done=made.done,
+        errors=made.errors,
+        left=made.left,
+        segments=made.segments,
+        usage=made.usage,
+        missing=max(made.missing, gap),
+        unknown=made.unknown,
+        duplicate=made.duplicate,
+        kinds=made.kinds,
+    )

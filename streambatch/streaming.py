@@ -4,6 +4,7 @@ The engine works as in any run; the reader follows its journal, and a brake hold
 Knows nothing of the service.
 """
 
+import contextlib
 import os
 import shutil
 import tempfile
@@ -11,7 +12,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import chain
-from typing import Any, Literal, Unpack
+from typing import Any, Literal, Unpack, get_args
 
 import anyio
 import msgspec
@@ -23,6 +24,7 @@ from streambatch.core.jobs import MergePart
 from streambatch.core.models import Shard
 from streambatch.core.report import Progress, Summary
 from streambatch.edge.files import RunFiles, in_thread
+from streambatch.edge.jobs import storage_error
 from streambatch.edge.journal import SegmentRow, Store, read_only
 from streambatch.edge.rawfiles import pieces_of
 from streambatch.edge.readout import Ended, Readout, read
@@ -39,7 +41,7 @@ Order = Literal["completion", "input"]
 AHEAD = 8  # shards (or segments) whose outcomes may wait for the reader
 BLOCK_ROWS, BLOCK_BYTES = 256, 1 << 20  # read at a time
 LOOK_AGAIN_S = 5.0
-NOT_HERE = ("emit", "column", "if_exists", "summary_file")
+NOT_HERE = ("output", "emit", "column", "if_exists", "summary_file")
 
 
 @asynccontextmanager
@@ -62,6 +64,8 @@ async def stream(
     Reading raises what `run` raises, and Paused where the run waits for a word of the user, after all that is here.
     """
     need_asyncio("run_sync")
+    if order not in get_args(Order):
+        raise ConfigError(f"order: {order!r} is none of {', '.join(get_args(Order))}.")
     config = await _config(source, prompt, service, options)
     results = Results(config, order, on_event)
     try:
@@ -74,8 +78,9 @@ async def stream(
     except BaseExceptionGroup as group:  # the reader's own failure: the engine's are kept for the reader
         cause = group.exceptions[0]
         raise cause from cause.__cause__
-    if "run_dir" not in options and results.complete:
-        await in_thread(shutil.rmtree, config.run_dir, True)
+    finally:
+        if "run_dir" not in options:
+            await in_thread(_tidy, config.run_dir, results.complete)
 
 
 async def _config(source: Source, prompt: str | None, service: Service | None, options: RunOptions) -> Config:
@@ -88,8 +93,22 @@ async def _config(source: Source, prompt: str | None, service: Service | None, o
         given["run_dir"] = run_dir = await in_thread(tempfile.mkdtemp, None, "streambatch-")
     else:
         await in_thread(_make, run_dir)
-    values = values_of({**given, "output": os.path.join(run_dir, "output.jsonl")})
-    return config_of(source, values, service, f"stream() with run_dir={run_dir!r}")
+    try:
+        values = values_of({**given, "output": os.path.join(run_dir, "output.jsonl")})
+        return config_of(source, values, service, f"stream() with run_dir={run_dir!r}")
+    except StreambatchError:
+        if "run_dir" not in options:
+            await in_thread(_tidy, run_dir, False)
+        raise
+
+
+def _tidy(temporary: str, done: bool) -> None:
+    """Remove a temporary folder in which all is done, or nothing was begun."""
+    if done:
+        shutil.rmtree(temporary, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):  # it holds what was paid
+            os.rmdir(temporary)
 
 
 def _make(folder: str) -> None:
@@ -120,6 +139,7 @@ class Results:
         self._unit: Iterator[Ended] | None = None
         self._counted = False  # whether the brake counts this unit
         self._ready: deque[Outcome] = deque()
+        self._broken: Exception | None = None  # what was handed out could not be read on
         self._drained = False
 
     @property
@@ -169,7 +189,10 @@ class Results:
         return self
 
     async def __anext__(self) -> Outcome:
+        """A wait that is cancelled, by a time-out for one, loses nothing: what was read meanwhile comes with the next call."""
         while not self._ready:
+            if self._broken is not None:
+                raise self._broken
             if self._unit is not None:
                 await self._read_on(self._unit)
             elif not await self._find_unit():
@@ -181,7 +204,7 @@ class Results:
         while True:
             ticket, last_look = self._bell.ticket(), self._ended
             if self._readable:
-                self._unit = await in_thread(self._look)
+                await in_thread(self._look)
             if self._unit is not None:
                 return True
             if last_look:
@@ -190,10 +213,8 @@ class Results:
             await self._bell.wait(ticket, LOOK_AGAIN_S)
 
     async def _read_on(self, unit: Iterator[Ended]) -> None:
-        block = await in_thread(_block, unit)
-        endpoint = self._endpoint
-        self._ready.extend(of_end(end, endpoint) for end in block)
-        if not block:
+        """A block more of a unit; what a cancelled caller leaves behind, the next one finds."""
+        if not await in_thread(self._read_block, unit):
             self._unit = None
             if self._counted:
                 self._brake.take()
@@ -208,19 +229,33 @@ class Results:
 
     # -- the run directory
 
-    def _look(self) -> Iterator[Ended] | None:
-        """The ends of the next entry's rows, or None."""
+    def _look(self) -> None:
+        """Find the ends of the next entry's rows, if there is one: all of it, or nothing of it."""
         with read_only(str(self._files.journal)) as store:
-            self._at, event = store.next_event(self._at, *self._kinds)
-            if event is None:
-                return None
-            started = store.last(e.Started)
-            if started is None:
-                raise JournalError(f"The journal in {self.run_dir} does not say how its run began.")
-            self._endpoint = started.settings.shaping.endpoint
-            self._counted = self._at > self._known and isinstance(event, self._counts)
-            specs = list(self._specs(store, event))
-        return chain.from_iterable(map(read, specs))
+            at, event = store.next_event(self._at, *self._kinds)
+            if event is not None:
+                started = store.last(e.Started)
+                if started is None:
+                    raise JournalError(f"The journal in {self.run_dir} does not say how its run began.")
+                self._endpoint = started.settings.shaping.endpoint
+                self._counted = at > self._known and isinstance(event, self._counts)
+                specs = list(self._specs(store, event))
+                self._unit = chain.from_iterable(map(read, specs))
+            self._at = at
+
+    def _read_block(self, unit: Iterator[Ended]) -> bool:
+        """Make the next few rows of a unit ready; False where it is over. A failure is raised after the rows before it."""
+        rows = size = 0
+        try:
+            while rows < BLOCK_ROWS and size < BLOCK_BYTES and (end := next(unit, None)) is not None:
+                self._ready.append(of_end(end, self._endpoint))
+                rows, size = rows + 1, size + end.size
+        except OSError as error:
+            self._broken = storage_error(error, self.run_dir)
+            self._broken.__cause__ = error
+        except Exception as error:  # noqa: BLE001 - raised where the reader has come to it, and from then on
+            self._broken = error
+        return rows > 0 or self._broken is not None
 
     def _specs(self, store: Store, event: e.AnyEvent) -> Iterator[Readout]:
         match event:
@@ -256,13 +291,3 @@ class Results:
 
     def _bad(self, row: SegmentRow) -> str | None:
         return self._files.path(f"{row.segment.index:06d}", ".bad") if row.bad or row.skipped else None
-
-
-def _block(unit: Iterator[Ended]) -> list[Ended]:
-    """The next few rows of a unit; none where it is over."""
-    block: list[Ended] = []
-    size = 0
-    while len(block) < BLOCK_ROWS and size < BLOCK_BYTES and (end := next(unit, None)) is not None:
-        block.append(end)
-        size += end.size
-    return block

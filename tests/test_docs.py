@@ -16,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "cli.md"
 BEGIN, END = "<!-- options:", "<!-- end of options -->"
 SAMPLES = {
-    "FLAG": True, "COUNT": 3, "NUMBER": 2.5, "SIZE": "64MiB", "DURATION": "1h30m", "ALLOWANCE": "5%", "TEXT": "x", "PATH": "x",
+    "FLAG": True, "COUNT": 3, "NUMBER": 2.5, "SIZE": "64MiB", "DURATION": "1h30m", "ALLOWANCE": "5%", "PERCENT": "40%",
+    "REMOTE": "expire:7d", "TEXT": "x", "PATH": "x",
     "PARAM": {"temperature": 0.2}, "LABEL": {"team": "a"}, "HEADER": {"X-Team": "env:TEAM"},
 }  # fmt: skip
 
@@ -47,10 +48,10 @@ def test_the_page_shows_the_options() -> None:
 
 def test_flags_are_the_options() -> None:
     flags: dict[str, set[str]] = {}
-    for command in ("run", "preview", "shard", "merge", "cancel", "check"):
+    for command in ("run", "preview", "shard", "merge", "cancel", "check", "purge"):
         for name in _names(command):
             flags.setdefault(name, set()).add(command)
-    own = {"n", "inputs", "run", "input_path", "results"}
+    own = {"n", "inputs", "run", "input_path", "results", "dry_run", "everything", "local_state", "receipt"}
     assert {name: on for name, on in flags.items() if name not in own} == {o.name: set(o.on.split()) for o in OPTIONS}
 
 
@@ -109,6 +110,8 @@ def test_library_keywords_are_the_options() -> None:
     assert reach == {
         option.name for option in OPTIONS if "cancel" in option.on.split() and "merge" not in option.on
     } - {"log_format"}
+    reaching = set(get_type_hints(api.ReachOptions))
+    assert reaching == {o.name for o in OPTIONS if "purge" in o.on.split() and not o.terminal}
     asked = set(get_type_hints(api.CheckOptions))
     assert asked == {option.name for option in OPTIONS if "check" in option.on.split() and not option.terminal}
 

@@ -39,10 +39,11 @@ MAY_IMPORT: dict[str, set[str]] = {
     "server": {"errors"},
     "testing": {"errors", "server"},
     "api": {"errors", "core", "edge", "config", "engine", "server", *BESIDE},
+    "purging": {"errors", "core", "edge", "config", "engine", "api", *BESIDE},
     "streaming": {"errors", "core", "edge", "config", "engine", "api", "outcome", "syncing"},
-    "cli": {"errors", "core", "edge", "config", "engine", "server", "progress", "api", *BESIDE},
+    "cli": {"errors", "core", "edge", "config", "engine", "server", "progress", "api", "purging", *BESIDE},
     "__main__": {"cli"},
-    "__init__": {"api", "streaming", "errors"},
+    "__init__": {"api", "purging", "streaming", "errors"},
 }
 OUTSIDE = {
     "os",

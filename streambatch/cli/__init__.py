@@ -16,6 +16,7 @@ COMMANDS = {
     "status": "Where a run stands, from another terminal too.",
     "peek": "Answers that are already here, before the run is done.",
     "cancel": "Cancel what is in flight, keep what it finished; stays resumable.",
+    "purge": "Delete the run's files at the service.",
     "shard": "Only cut input into batch files; no network.",
     "merge": "Only merge result files by custom_id into input order; no network.",
     "check": "Key, files, batches, model, proxy, certificates: what works from here; costs nothing.",

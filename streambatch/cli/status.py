@@ -47,4 +47,6 @@ async def _watch_in_place(run: str) -> None:
 def _show(look: Status, as_json: bool) -> None:
     from streambatch import progress, reports
 
-    reports.put_out(reports.document(look) if as_json else f"{progress.status_text(look)}\n".encode())
+    reports.put_out(
+        reports.document(look) if as_json else f"{progress.status_text(look)}\n".encode(errors="surrogateescape")
+    )

@@ -4,7 +4,11 @@ import msgspec
 
 from streambatch.core import tags
 from streambatch.core.events import Found
-from streambatch.core.wire import BatchInfo, BatchPage
+from streambatch.core.models import Shard, ShardState
+from streambatch.core.wire import TERMINAL, BatchInfo, BatchPage
+
+S = ShardState
+PAST_VALIDATION = ("in_progress", "finalizing", "completed", "expired", "cancelled")
 
 
 class Choice(msgspec.Struct, frozen=True):
@@ -30,6 +34,7 @@ def found(batch: BatchInfo, run: str, owner: str | None) -> Found | None:
         rows=batch.metadata.get(tags.ROWS, ""),
         status=_status(batch),
         created_at=batch.created_at,
+        generation=tags.generation(batch.metadata),
     )
 
 
@@ -56,6 +61,19 @@ def turned(reading: Reading, page: BatchPage) -> Reading:
     """The reading after this page."""
     ids = [batch.id for batch in page.data]
     return Reading(frozenset(ids), reading.ends | frozenset(ids[-1:]))
+
+
+def of_content(batches: list[Found], shard: Shard) -> list[Found]:
+    """Those that run what a shard holds; one that was found by its input file may have no tag to say so."""
+    return [b for b in batches if b.hash in ("", shard.hash)]
+
+
+def surplus(state: ShardState, word: str | None, finds: list[Found]) -> list[Found]:
+    """Which batches of a shard need not run on, because another one runs it and is past validation, or has ended."""
+    if state is ShardState.SUBMITTED and word not in PAST_VALIDATION:
+        return []
+    has_run = state in (S.SUBMITTED, S.FINISHED, S.ADMITTED, S.DOWNLOADED, S.SETTLED)
+    return [b for b in finds if has_run and b.status not in (*TERMINAL, "cancelling")]
 
 
 def choose(batches: list[Found]) -> Choice:

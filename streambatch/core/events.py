@@ -5,7 +5,7 @@ An event is a fact that has happened, or an intent that goes before an effect. F
 
 import msgspec
 
-from streambatch.core.jobs import BadRow, RefusedLine, SegmentCount
+from streambatch.core.jobs import BadRow, ErrorKind, RefusedLine, SegmentCount
 from streambatch.core.models import InputFile, Segment, Settings, Shard, Usage
 
 
@@ -45,7 +45,13 @@ class Opened(Event, frozen=True):
 
 
 class Swept(Event, frozen=True):
-    """The list was read to the end, a grace passed, and it was read again: what is not recorded does not exist."""
+    """The list was read as far as this run can reach, a grace passed, and it was read again: what is not recorded does not exist.
+
+    Where the run directory stood meanwhile: one that stands elsewhere later waits once more.
+    """
+
+    host: str = ""
+    inode: int = 0
 
 
 class Exhausted(Event, frozen=True):
@@ -117,16 +123,18 @@ class RemainderSealed(Event, frozen=True):
     made: Shard
     takes: tuple[PoolTake, ...]
     segments: tuple[tuple[int, int], ...]
+    seen: int = 0  # the highest number of a spare that was asked for its rows
 
 
 # -- one shard
 
 
 class Uploaded(ShardEvent, frozen=True):
-    """The provider has the file; `created_at` is its clock."""
+    """The provider has the file; `created_at` is its clock, and so is `expires_at`, where it says when the file goes."""
 
     file_id: str
     created_at: float
+    expires_at: float | None = None
 
 
 class InputLost(ShardEvent, frozen=True):
@@ -136,9 +144,10 @@ class InputLost(ShardEvent, frozen=True):
 
 
 class Intended(ShardEvent, frozen=True):
-    """A create with this number is about to be sent."""
+    """A create with this number is about to be sent; `alone`: nothing else of its model is at the service."""
 
     create: int
+    alone: bool = False
 
 
 class Doubted(ShardEvent, frozen=True):
@@ -164,10 +173,12 @@ class Submitted(ShardEvent, frozen=True):
 
 
 class Refused(ShardEvent, frozen=True):
-    """The service would not take it now; the uploaded file stays. `limit` is the figure it named, in tokens."""
+    """The service would not take it now; the uploaded file stays. `limit` is the figure it named, in tokens; `alone`: its queue
+    was full though nothing of ours was in it."""
 
     reason: str
     limit: int | None = None
+    alone: bool = False
 
 
 class CancelAsked(ShardEvent, frozen=True):
@@ -201,10 +212,21 @@ class Downloaded(ShardEvent, frozen=True):
     error: bool
     output_id: str | None = None
     error_id: str | None = None
+    gone: str | None = (
+        None  # the user's word (error | rebuy), where some of them can't be had: what is missing stands as empty
+    )
+
+
+class GivenUp(ShardEvent, frozen=True):
+    """Nothing of its batch can be had, and maybe it was paid: the rows end as the word `gone` (error | rebuy) says."""
+
+    batch_id: str | None
+    reason: str
+    gone: str
 
 
 class Settled(ShardEvent, frozen=True):
-    """Every row has an outcome record; `left` is (generation, rows) and goes to the pool."""
+    """Every row has an outcome record; `left` is (generation, rows) and goes to the pool. `kinds` tells of its errors."""
 
     done: int
     errors: int
@@ -214,6 +236,7 @@ class Settled(ShardEvent, frozen=True):
     missing: int
     unknown: int
     duplicate: int
+    kinds: tuple[ErrorKind, ...] = ()
 
 
 class Returned(ShardEvent, frozen=True):
@@ -234,10 +257,46 @@ class Found(Event, frozen=True):
     rows: str  # the metadata `streambatch-rows`
     status: str
     created_at: float
+    generation: int = 0
+
+
+class SpareRead(Event, frozen=True):
+    """A found batch that no shard runs: which lines it has stands in the scratch table, under this number."""
+
+    batch_id: str
+    number: int
+    rows: int
+
+
+class SpareEnded(Event, frozen=True):
+    """Such a batch has ended, confirmed by id; its results may be taken for rows that wait in the pool."""
+
+    batch_id: str
+    status: str
+    output_id: str | None
+    error_id: str | None
+
+
+class SurplusCancelled(Event, frozen=True):
+    """We are about to ask the service to cancel a found batch, because another one runs the same shard, or the user cancels
+    the run."""
+
+    batch_id: str
+    shard: str
+
+
+class Deleted(Event, frozen=True):
+    """A file of this run is no longer at the provider: we deleted it, or (`gone`) it was not there. `kind`: input, output or
+    error; `shard` is the name that its batch or its upload carries."""
+
+    file_id: str
+    kind: str
+    shard: str
+    gone: bool
 
 
 AnyEvent = (
     Started | Opened | Swept | Exhausted | Merged | Publishing | Published | Reopened | SegmentSealed | RemainderSealed | Uploaded
-    | InputLost | Intended | Doubted | Absent | Submitted | Refused | CancelAsked | BatchFinished | Admitted | Downloaded
-    | Settled | Returned | Found
+    | InputLost | Intended | Doubted | Absent | Submitted | Refused | CancelAsked | BatchFinished | Admitted | Downloaded | GivenUp
+    | Settled | Returned | Found | SpareRead | SpareEnded | SurplusCancelled | Deleted
 )  # fmt: skip

@@ -82,7 +82,7 @@ class LeftRows(msgspec.Struct, frozen=True):
     """Some of the left rows of one settled (or returned) shard: those of `generation`, `first` <= k < `last` in their order.
 
     `stem` names its `.jsonl`, `.ids`, and (a remainder) `.origins`; without `.outcome` every row is left.
-    `segment` is None for a remainder.
+    `segment` is None for a remainder. Spares up to number `seen` were asked for these rows before.
     """
 
     stem: str
@@ -91,12 +91,15 @@ class LeftRows(msgspec.Struct, frozen=True):
     generation: int
     first: int
     last: int
+    seen: int = 0
 
 
 class Remainder(msgspec.Struct, frozen=True, tag="remainder"):
     """Write left rows as one shard `STEM.jsonl`, with `STEM.ids` and `STEM.origins` (segment u32, row u32 per line).
 
     Ends early at a limit, or before a `custom_id` that it holds already: `taken` says how many rows of each source it took.
+    With spares, numbered 1 to `spares` in the table `scratch`, all rows of one remainder belong to the same spare, or to none: of
+    each source it takes the first rows that belong where the very first does, and `RemainderMade.spare` says where.
     """
 
     sources: tuple[LeftRows, ...]
@@ -106,12 +109,15 @@ class Remainder(msgspec.Struct, frozen=True, tag="remainder"):
     max_bytes: int
     suffix: str = ""
     fsync: bool = True
+    scratch: str = ""
+    spares: int = 0
 
 
 class RemainderMade(msgspec.Struct, frozen=True, tag="remainder_made"):
     shard: ShardFile
     taken: tuple[int, ...]
     segments: tuple[tuple[int, int], ...]  # (segment, rows), ascending
+    spare: int = 0  # the number of the batch that ran these rows; 0: none did
 
 
 class RefusedLine(msgspec.Struct, frozen=True):
@@ -128,6 +134,7 @@ class Settle(msgspec.Struct, frozen=True, tag="settle"):
     Outcome record, 24 bytes, little-endian, one per line of the shard: kind u8, class u8, generation u16, file u32,
     offset u64, length u64. `file` indexes (output, error, notes); `generation` is how often the row was executed by now.
     `executed` is False where the batch failed at validation: nothing ran. `user_cancel`: unexecuted rows keep their generation.
+    `gone` is the user's word (error | rebuy) for rows without a line, of which the paid results can't be found.
     """
 
     stem: str
@@ -142,6 +149,7 @@ class Settle(msgspec.Struct, frozen=True, tag="settle"):
     refused: tuple[RefusedLine, ...] = ()
     suffix: str = ""
     fsync: bool = True
+    gone: str | None = None
 
 
 class SegmentCount(msgspec.Struct, frozen=True):
@@ -151,10 +159,19 @@ class SegmentCount(msgspec.Struct, frozen=True):
     left: int
 
 
+class ErrorKind(msgspec.Struct, frozen=True):
+    """Rows of one shard that ended in the same kind of error; `places` are a few of them, as (segment, row in segment)."""
+
+    cls: str
+    reason: str
+    rows: int
+    places: tuple[tuple[int, int], ...]
+
+
 class Outcomes(msgspec.Struct, frozen=True, tag="outcomes"):
     """What `Settle` found. `left` is (generation of the next try, rows), ascending. `missing` rows were in neither file, or all
     that came of them was malformed; `unknown` lines carry no id of this shard; `duplicate` lines repeat one; `torn` is True for an
-    unfinished last line."""
+    unfinished last line. `found` rows have a result line, whatever it says; `kinds` are the most frequent of the first errors."""
 
     done: int
     errors: int
@@ -165,6 +182,8 @@ class Outcomes(msgspec.Struct, frozen=True, tag="outcomes"):
     unknown: int
     duplicate: int
     torn: bool
+    found: int
+    kinds: tuple[ErrorKind, ...] = ()
 
 
 class MergePart(msgspec.Struct, frozen=True):

@@ -26,13 +26,16 @@ TRANSITIONS: dict[tuple[ShardState, type[e.ShardEvent]], ShardState] = {
     (S.INTENDED, e.Returned): S.RETURNED,
     (S.DOUBTED, e.Submitted): S.SUBMITTED,
     (S.DOUBTED, e.Absent): S.UPLOADED,
+    (S.DOUBTED, e.GivenUp): S.DOWNLOADED,  # without a file: its rows are without a line
     (S.SUBMITTED, e.CancelAsked): S.SUBMITTED,
     (S.SUBMITTED, e.Refused): S.UPLOADED,
     (S.SUBMITTED, e.InputLost): S.SEALED,
     (S.SUBMITTED, e.Returned): S.RETURNED,
+    (S.SUBMITTED, e.GivenUp): S.DOWNLOADED,
     (S.SUBMITTED, e.BatchFinished): S.FINISHED,
     (S.FINISHED, e.Admitted): S.ADMITTED,
     (S.ADMITTED, e.Downloaded): S.DOWNLOADED,
+    (S.DOWNLOADED, e.Downloaded): S.DOWNLOADED,  # a second look found more
     (S.DOWNLOADED, e.Settled): S.SETTLED,
 }
 
@@ -70,6 +73,7 @@ STEPS: dict[ShardState, type[Step]] = {
     S.ADMITTED: Download,
     S.DOWNLOADED: Settle,
 }
+RENEW_S = 3600.0
 WAITING = frozenset({S.UPLOADED, S.SUBMITTED, S.FINISHED})
 FINAL = frozenset({S.SETTLED, S.RETURNED})
 IN_FLIGHT = frozenset({S.INTENDED, S.DOUBTED, S.SUBMITTED})
@@ -93,26 +97,33 @@ def apply(shard: Shard, event: e.ShardEvent) -> Shard:
 
 def _changes(shard: Shard, event: e.ShardEvent) -> dict[str, object]:
     match event:
-        case e.Uploaded(file_id=file_id):
-            return {"file_id": file_id}
+        case e.Uploaded(file_id=file_id, created_at=created_at, expires_at=expires_at):
+            return {"file_id": file_id, "renew_at": renew_at(created_at, expires_at)}
         case e.InputLost():
             return {"file_id": None, "batch_id": None}
-        case e.Intended(create=create):
-            return {"create": _rising(shard, create)}
+        case e.Intended(create=create, alone=alone):
+            return {"create": _rising(shard, create), "alone": alone}
         case e.Submitted(batch_id=batch, file_id=file_id, create=create):
             known = shard.file_id if file_id is None else file_id
             number = max(create, shard.create)
             return {"batch_id": batch, "file_id": known, "create": number, "cancel_asked": False}  # of that batch
-        case e.Refused():
-            return {"batch_id": None, "refusals": shard.refusals + 1}
+        case e.Refused(alone=alone):
+            return {"batch_id": None, "refusals": shard.refusals + 1, "refused_alone": shard.refused_alone + alone}
         case e.CancelAsked():
             return {"cancel_asked": True}
         case e.BatchFinished(batch_id=batch, status=status, output_id=output_id, error_id=error_id):
             return {"batch_id": batch, "status": status, "output_id": output_id, "error_id": error_id}
-        case e.Downloaded(output_id=output_id, error_id=error_id):
-            late = {"output_id": output_id, "error_id": error_id}
+        case e.GivenUp(gone=gone):
+            return {"gone": gone}
+        case e.Downloaded(output_id=output_id, error_id=error_id, gone=gone):
+            late = {"output_id": output_id, "error_id": error_id, "gone": gone}
             return {name: told for name, told in late.items() if told is not None}
     return {}
+
+
+def renew_at(created_at: float, expires_at: float | None) -> float | None:
+    """An hour before a file expires, or half its life before, it is too old for a create; None: it stays."""
+    return None if expires_at is None else expires_at - min(RENEW_S, (expires_at - created_at) / 2)
 
 
 def _rising(shard: Shard, create: int) -> int:

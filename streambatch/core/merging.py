@@ -107,6 +107,7 @@ WORDS = {
     RowClass.REFUSED: "the service refused this line of the batch",
     RowClass.UNKNOWN: "the service gave an answer that nobody knows",
     RowClass.MALFORMED: "the service's result for this row came back malformed",
+    RowClass.GONE: "the service no longer has the result of this row, which was probably paid",
 }
 
 

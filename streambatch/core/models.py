@@ -79,8 +79,12 @@ class Shard(msgspec.Struct, frozen=True):
     status: str | None = None  # the provider's word when it finished
     output_id: str | None = None
     error_id: str | None = None
+    renew_at: float | None = None  # the provider's clock: from then on its file is uploaded again before a create
     cancel_asked: bool = False  # by us, before its terminal state
     refusals: int = 0
+    alone: bool = False  # nothing else of its model was at the service when its last create was intended
+    refused_alone: int = 0
+    gone: str | None = None  # the word (error | rebuy) on rows of which paid results can't be had
 
 
 class ShardLimits(msgspec.Struct, frozen=True):

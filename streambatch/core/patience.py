@@ -15,12 +15,22 @@ PARTS = (
 SMALL_GAP_ROWS, SMALL_GAP_PERCENT = 10, 1
 
 
+WITHOUT = "without your word: --accept-gone error, or --accept-gone rebuy."
+WORD = f"nothing is bought again {WITHOUT}"
+LONGEST_WINDOW_S = 7 * 86_400.0  # that a service offers; for one that does not say when a batch expires
+LOOKS = 3  # at counted rows that no file holds, a grace before each
+
+
 class Told(msgspec.Struct, frozen=True):
-    """What the service says of a batch's results: where they are, and how many rows it counts that no file of these can hold."""
+    """What the service says of a batch's results: where they are, and how many rows it counts that no file of these can hold.
+
+    `gone`: some of them can't be had, and the user's word on that is known.
+    """
 
     output_id: str | None
     error_id: str | None
     hidden: int = 0
+    gone: bool = False
 
 
 def waits(grace_s: float) -> tuple[float, ...]:
@@ -39,6 +49,18 @@ def told(batch: BatchInfo, before: Told) -> Told:
 def forbids(hidden: int, rows: int) -> bool:
     """Whether so many counted rows without a result are no slip, but results that must not be bought again unasked."""
     return hidden > SMALL_GAP_ROWS and hidden * 100 > rows * SMALL_GAP_PERCENT
+
+
+def gap(counted: int, rows: int, found: int) -> int:
+    """How many rows are counted as processed and have no line. Some services count failed rows twice: no more than all count."""
+    return max(0, min(counted, rows) - found)
+
+
+def overdue(batch: BatchInfo, now: float, stuck_after_s: float, asked_s: float | None) -> bool:
+    """Whether a batch that has not ended is so long past its end, by the service's clock `now`, or was asked to cancel so many
+    seconds ago, that nobody waits for it any more."""
+    end = batch.created_at + LONGEST_WINDOW_S if batch.expires_at is None else batch.expires_at
+    return now >= end + stuck_after_s or (asked_s is not None and asked_s >= stuck_after_s)
 
 
 def lost_wait_s(losses: int) -> float:

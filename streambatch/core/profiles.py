@@ -43,6 +43,10 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True):
     max_bytes: int = 209_715_200
     endpoints: tuple[str, ...] = ()
     dialect: Dialect = Dialect()
+    expiry_s: tuple[int, int] | None = (
+        3_600,
+        2_592_000,
+    )  # how long files may be told to stay; None: they can't be told
 
 
 OPENAI = Profile(name="openai", base_url="https://api.openai.com/v1")
@@ -50,13 +54,14 @@ PROFILES: dict[str, Profile] = {
     each.name: each
     for each in (
         OPENAI,
-        msgspec.structs.replace(OPENAI, name="openai-2024", max_bytes=100 * MB, endpoints=(CHAT,)),
+        msgspec.structs.replace(OPENAI, name="openai-2024", max_bytes=100 * MB, endpoints=(CHAT,), expiry_s=None),
         Profile(
             name="azure",
             key_env="AZURE_OPENAI_API_KEY",
             max_requests=100_000,
             key_header="api-key",
             max_bytes=200 * MB,
+            expiry_s=(1_209_600, 2_592_000),
         ),
         Profile(
             name="together",
@@ -64,17 +69,29 @@ PROFILES: dict[str, Profile] = {
             key_env="TOGETHER_API_KEY",
             max_bytes=100 * MB,
             dialect=Dialect(purpose="batch-api"),
+            expiry_s=None,
         ),
         Profile(
-            name="groq", base_url="https://api.groq.com/openai/v1", key_env="GROQ_API_KEY", max_bytes=100 * MB
-        ),  # its pages say 200 MB, its SDK 100
-        Profile(name="parasail", base_url="https://api.parasail.io/v1", key_env="PARASAIL_API_KEY", max_bytes=100 * MB),
+            name="groq",
+            base_url="https://api.groq.com/openai/v1",
+            key_env="GROQ_API_KEY",
+            max_bytes=100 * MB,  # its pages say 200 MB, its SDK 100
+            expiry_s=None,
+        ),
+        Profile(
+            name="parasail",
+            base_url="https://api.parasail.io/v1",
+            key_env="PARASAIL_API_KEY",
+            max_bytes=100 * MB,
+            expiry_s=None,
+        ),
         Profile(
             name="nebius",
             base_url="https://api.tokenfactory.nebius.com/v1",
             key_env="NEBIUS_API_KEY",
             max_requests=5_000_000,
             max_bytes=10_000 * MB,
+            expiry_s=None,
         ),
     )
 }

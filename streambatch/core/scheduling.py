@@ -65,9 +65,9 @@ class Capacity(msgspec.Struct, frozen=True):
         wants = ((q.allowed == 0, q.out, q, min(q.sealed, ahead - q.uploading - q.uploaded)) for q in queues)
         return _fill(room, wants)
 
-    def submits(self, queues: Sequence[Queue]) -> dict[str, int]:
-        """How many more batches may be created now, by model."""
-        room = self.max_batches - sum(queue.in_flight for queue in queues)
+    def submits(self, queues: Sequence[Queue], unjudged: int = 0) -> dict[str, int]:
+        """How many more batches may be created now, by model; `unjudged` ones have ended and keep their places all the same."""
+        room = self.max_batches - unjudged - sum(queue.in_flight for queue in queues)
         wants = ((False, queue.in_flight, queue, queue.ready) for queue in queues)
         return _fill(room, wants)
 

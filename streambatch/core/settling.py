@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from itertools import accumulate
+from itertools import accumulate, islice
 
 import msgspec
 
@@ -43,6 +43,7 @@ class RowClass(IntEnum):
     REFUSED = 8
     UNKNOWN = 9
     MALFORMED = 10
+    GONE = 11
 
     @property
     def label(self) -> str:
@@ -126,10 +127,13 @@ class Rules(msgspec.Struct, frozen=True):
     max_attempts: int
     executed: bool = True
     user_cancel: bool = False
+    gone: str | None = None  # the user's word (error | rebuy) where paid results can't be found
 
     @property
     def unseen(self) -> RowClass:
         """The class of a row without a result line: lost, unless nothing ran or the user had it cancelled before it could."""
+        if self.gone is not None:
+            return RowClass.GONE if self.gone == "error" else RowClass.MISSING
         if not self.executed:
             return RowClass.REFUSED
         return RowClass.CANCELLED if self.user_cancel else RowClass.MISSING
@@ -146,7 +150,8 @@ class Rules(msgspec.Struct, frozen=True):
         """Whether this batch counts as an execution of the row, or as a window that expired."""
         if row_class is RowClass.REFUSED or not (self.executed or found):
             return False
-        return not (self.user_cancel and row_class in (RowClass.CANCELLED, RowClass.MISSING))
+        spared = self.user_cancel and self.gone is None
+        return not (spared and row_class in (RowClass.CANCELLED, RowClass.MISSING))
 
 
 class Ledger:
@@ -216,7 +221,7 @@ class Ledger:
         rows = self.open_rows()
         for row in rows:
             self._heads[row] = head
-        return broken + (len(rows) if row_class is RowClass.MISSING else 0)
+        return broken + (len(rows) if row_class in (RowClass.MISSING, RowClass.GONE) else 0)
 
     # -- what came of it
 
@@ -238,6 +243,15 @@ class Ledger:
         for (segment, head), rows in Counter(zip(segments, self._heads, strict=True)).items():
             pairs.setdefault(segment, []).append((head, rows))
         return {segment: _by_kind(of_segment) for segment, of_segment in pairs.items()}
+
+    def errors(self, most: int) -> list[tuple[int, RowClass, int, int, int]]:
+        """Up to so many rows in error, ascending: (row, class, file, offset, length)."""
+        found = (row for row, head in enumerate(self._heads) if head & 0xFF == Kind.ERROR)
+        return [
+            (row, RowClass(head >> 8 & 0xFF), head >> 32, self._offsets[row], self._lengths[row])
+            for row in islice(found, most)
+            for head in (self._heads[row],)
+        ]
 
     def left(self) -> tuple[tuple[int, int], ...]:
         """(generation of the next try, rows) of the left rows, ascending."""

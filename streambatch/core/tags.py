@@ -3,6 +3,8 @@
 Metadata carries ids and hashes only, never file names or prompts.
 """
 
+import re
+
 import msgspec
 
 from streambatch.core.models import Settings, Shard
@@ -60,6 +62,17 @@ def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) <= MOST_DIGITS
 
 
+def generation(metadata: dict[str, str]) -> int:
+    """How often the rows of a batch had been executed before it, as its tag says."""
+    said = metadata.get(GENERATION, "")
+    return int(said) if _is_number(said) and len(said) <= 4 else 0
+
+
+def remainder_number(name: str) -> int:
+    """The number in a remainder's name; -1 where a tag that is not ours has some other word there."""
+    return int(name[1:]) if name[:1] == "r" and _is_number(name[1:]) else -1
+
+
 def cut_text(settings: Settings) -> str:
     """The value of `streambatch-cut`: how this run cuts and shapes its input."""
     limits = settings.limits
@@ -69,3 +82,12 @@ def cut_text(settings: Settings) -> str:
 def upload_name(run: str, shard: Shard) -> str:
     """The name of an input file at the provider: run, shard and hash, so that orphans can be found by prefix."""
     return f"{run}.{shard.name}.{shard.hash[:16]}.jsonl"
+
+
+_UPLOADED = re.compile(r"([A-Za-z0-9_-]{1,40})\.(\d{6,12}-\d{1,6}|r\d{6,12})\.([0-9a-f]{16})\.jsonl")
+
+
+def parse_upload_name(name: str, run: str) -> tuple[str, str] | None:
+    """(shard, first 16 digits of its hash) of a file that this run uploaded; None for any other name."""
+    match = _UPLOADED.fullmatch(name)
+    return (match[2], match[3]) if match is not None and match[1] == run else None

@@ -8,8 +8,12 @@ import msgspec
 from streambatch.core import events as e
 from streambatch.core.jobs import RefusedLine
 from streambatch.core.models import Shard
+from streambatch.core.patience import WITHOUT, WORD
 from streambatch.core.wire import BatchInfo, Refusal, refusal_of_batch, refusal_of_error, token_limit
-from streambatch.errors import ApiError
+from streambatch.errors import ApiError, Paused
+
+SIZE_CODES = ("token_limit_exceeded", "request_limit_exceeded")  # refusals that a smaller shard may not meet
+REFUSED_DAY_S = 86_400.0
 
 
 class Verdict(msgspec.Struct, frozen=True):
@@ -52,7 +56,7 @@ def _failed(shard: Shard, batch: BatchInfo) -> Verdict:
     reason = f"{first.code}: {first.message}" if first else "the service gave no reason"
     match refusal_of_batch(batch.errors):
         case Refusal.QUEUE_FULL:
-            return Verdict(e.Refused(shard=shard.name, reason=reason, limit=token_limit(reason)))
+            return Verdict(_queue_full(shard, reason, first.code if first else None))
         case Refusal.BILLING:
             return Verdict(e.Refused(shard=shard.name, reason=reason), pause=_billing(reason))
         case Refusal.FILE_GONE:
@@ -78,8 +82,7 @@ def of_refused_create(shard: Shard, error: ApiError) -> Verdict | None:
     reason = str(error)
     match refusal_of_error(error):
         case Refusal.QUEUE_FULL:
-            limit = token_limit(reason)
-            return Verdict(e.Refused(shard=shard.name, reason=reason, limit=limit), retry_after_s=error.retry_after_s)
+            return Verdict(_queue_full(shard, reason, error.code), retry_after_s=error.retry_after_s)
         case Refusal.BILLING:
             return Verdict(e.Refused(shard=shard.name, reason=reason), pause=_billing(reason))
         case Refusal.FILE_GONE:
@@ -101,6 +104,49 @@ def of_refused_upload(shard: Shard, error: ApiError) -> e.Returned | None:
 def of_unpaid_upload(error: ApiError) -> str | None:
     """The sentence of a pause, where an upload is refused for billing reasons."""
     return _billing(str(error)) if refusal_of_error(error) is Refusal.BILLING else None
+
+
+def forgotten(shard: Shard) -> str:
+    """The sentence of a pause, where a service no longer knows a batch."""
+    return (
+        f"The service no longer knows batch {shard.batch_id}, which runs {shard.rows} rows of shard {shard.name}; they may have"
+        f" been paid: {WORD}"
+    )
+
+
+def unproven(shard: Shard, why: str, word: str | None) -> e.GivenUp:
+    """What the user's word makes of a create that nobody can say anything of. Raises Paused where there is none."""
+    if word is None:
+        raise Paused(f"{why.removesuffix('.')} {WITHOUT}")
+    return e.GivenUp(shard=shard.name, batch_id=None, reason=why, gone=word)
+
+
+def uncounted(shard: Shard, counted: int, found: int) -> str:
+    """The sentence of a pause, where a service counts more rows than its files hold, look after look."""
+    return (
+        f"The service counts {counted} processed rows of batch {shard.batch_id} (shard {shard.name}, {shard.rows} rows), and its"
+        f" result files hold {found}; {WORD}"
+    )
+
+
+def _queue_full(shard: Shard, reason: str, code: str | None) -> e.Refused | e.Returned:
+    """No room just now. A shard that finds none twice, with nothing of ours in the queue, may never fit as it is; one that is
+    well below the limit that the service names waits for other people's batches to leave."""
+    limit = token_limit(reason)
+    by_size = code in SIZE_CODES or "enqueued" in reason.lower()
+    fits = limit is not None and 2 * shard.tokens <= limit  # ours is an estimate
+    if shard.alone and by_size and not fits and shard.refused_alone and shard.rows > 1:
+        return _halved(shard, reason)
+    return e.Refused(shard=shard.name, reason=reason, limit=limit, alone=shard.alone)
+
+
+def never_fits(shard: Shard, reason: str) -> str:
+    """The sentence of a pause, where a shard found no room for a day, with nothing of ours in the queue."""
+    rows = "1 row" if shard.rows == 1 else f"{shard.rows} rows"
+    return (
+        f"The service has refused shard {shard.name} ({rows}) for a day, with nothing else of this run in its queue ({reason});"
+        " ask for a higher limit or wait until others have left the queue, then run the same command again."
+    )
 
 
 def _halved(shard: Shard, reason: str) -> e.Returned:

@@ -21,6 +21,15 @@ class FileInfo(msgspec.Struct, frozen=True):
     bytes: int
     created_at: float  # the service's clock, unix seconds
     filename: str = ""
+    expires_at: float | None = None  # where the service says so
+
+
+class FilePage(msgspec.Struct, frozen=True):
+    """One page of the list of files. `has_more` is the service's word or, without one, whether the page is as long as it may be."""
+
+    data: tuple[FileInfo, ...]
+    has_more: bool
+    last_id: str | None
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -110,6 +119,13 @@ class _File(msgspec.Struct):
     bytes: Any = None
     created_at: Any = None
     filename: Any = None
+    expires_at: Any = None
+
+
+class _FilePage(msgspec.Struct):
+    data: list[_File]
+    has_more: Any = None
+    last_id: Any = None
 
 
 class _Page(msgspec.Struct):
@@ -146,9 +162,26 @@ def decode_page(data: bytes, server_date: float | None, limit: int = 100) -> Bat
 def decode_file(data: bytes, asked_for: str | None = None) -> FileInfo:
     """A file object; where it does not say its id, it is the one that was asked for. Raises ApiError (retryable, maybe done)."""
     seen = _decode(data, _File, "a file")
+    return _file(seen, _id(seen.id, "a file", asked_for))
+
+
+def decode_file_page(data: bytes, limit: int) -> FilePage:
+    """A page of at most `limit` files, or a bare array of them. Raises ApiError where it is neither."""
+    page = _decode(data, _FilePage | list[_File], "a list of files")
+    if isinstance(page, list):
+        page = _FilePage(page)
+    files = tuple(_file(seen, file_id) for seen in page.data if (file_id := text_of(seen.id)) is not None)
+    last = text_of(page.last_id)
+    if last is None and files:
+        last = files[-1].id
+    more = len(page.data) >= limit if page.has_more is None else bool(page.has_more)
+    return FilePage(files, more, last)
+
+
+def _file(seen: _File, file_id: str) -> FileInfo:
     created = _time(seen.created_at)
-    file_id = _id(seen.id, "a file", asked_for)
-    return FileInfo(file_id, _count(seen.bytes), 0.0 if created is None else created, text_of(seen.filename) or "")
+    name = text_of(seen.filename) or ""
+    return FileInfo(file_id, _count(seen.bytes), 0.0 if created is None else created, name, _time(seen.expires_at))
 
 
 def _decode(data: bytes, shape: Any, what: str) -> Any:

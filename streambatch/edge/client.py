@@ -11,7 +11,16 @@ import anyio
 import msgspec
 
 from streambatch.core.profiles import OPENAI, Dialect
-from streambatch.core.wire import BatchInfo, BatchPage, FileInfo, decode_batch, decode_file, decode_page
+from streambatch.core.wire import (
+    BatchInfo,
+    BatchPage,
+    FileInfo,
+    FilePage,
+    decode_batch,
+    decode_file,
+    decode_file_page,
+    decode_page,
+)
 from streambatch.core.wording import one_line
 from streambatch.edge.service import Service, host_port
 from streambatch.edge.transfer import Form, Sink
@@ -45,6 +54,10 @@ class BatchApi(Protocol):
 
     async def file_info(self, file_id: str) -> FileInfo: ...
 
+    async def list_files(self, after: str | None = None, limit: int = 1000) -> FilePage:
+        """One page of all input files of batches, newest first, from behind the file `after`."""
+        ...
+
     async def delete_file(self, file_id: str) -> bool:
         """Delete a file; False if it was gone."""
         ...
@@ -53,17 +66,26 @@ class BatchApi(Protocol):
 
 
 class HttpBatchApi:
-    """The batch API of a service over HTTP, on asyncio, in its dialect. `stall_s` is how long an upload may stand still.
+    """The batch API of a service over HTTP, on asyncio, in its dialect. `stall_s` is how long an upload may stand still, `expire_s`
+    how long the service shall keep each file (None: as long as it does).
 
     Raises ConfigError where the certificates, the key or the proxy of the environment can't be used.
     """
 
-    def __init__(self, service: Service, dialect: Dialect = OPENAI.dialect, *, stall_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        service: Service,
+        dialect: Dialect = OPENAI.dialect,
+        *,
+        stall_s: float = 60.0,
+        expire_s: int | None = None,
+    ) -> None:
         from streambatch.edge.http import Connection  # loads aiohttp, which only whoever connects needs
 
         self._root = service.base_url.rstrip("/")
         self._dialect = dialect
         self._stall_s = stall_s
+        self._expire_s = expire_s
         self._connection = Connection(service)
 
     async def aclose(self) -> None:
@@ -72,12 +94,14 @@ class HttpBatchApi:
     # -- batches
 
     async def create_batch(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
-        wanted = {
+        wanted: dict[str, object] = {
             "input_file_id": file_id,
             "endpoint": endpoint,
             "completion_window": self._dialect.window,
             "metadata": metadata,
         }
+        if self._expire_s is not None:
+            wanted["output_expires_after"] = {"anchor": "created_at", "seconds": self._expire_s}
         body, _ = await self._connection.call(
             "POST", self._url("batches"), "the create of a batch", msgspec.json.encode(wanted)
         )
@@ -115,13 +139,19 @@ class HttpBatchApi:
         )
         return decode_file(body, file_id)
 
+    async def list_files(self, after: str | None = None, limit: int = 1000) -> FilePage:
+        asked: dict[str, str | int] = {"purpose": self._dialect.purpose, "limit": limit}
+        query = urlencode(asked if after is None else {**asked, "after": after})
+        body, _ = await self._connection.call("GET", f"{self._url('files')}?{query}", "the list of files")
+        return decode_file_page(body, limit)
+
     async def delete_file(self, file_id: str) -> bool:
         try:
             await self._connection.call(
                 "DELETE", self._url("files", file_id), f"the deletion of file {one_line(file_id)}"
             )
         except ApiError as error:
-            if error.status == 404:
+            if error.status in (404, 410):
                 return False
             raise
         return True
@@ -141,7 +171,7 @@ class HttpBatchApi:
         def waiting(for_the_service: bool) -> None:
             watchdog.deadline = anyio.current_time() + self._stall_s if for_the_service else math.inf
 
-        form = Form(path, name, self._dialect.purpose, waiting)
+        form = Form(path, name, self._dialect.purpose, waiting, self._expire_s)
         answer_s = 5 * self._stall_s  # what the kernel still holds at the end must get there too
         try:
             await form.open()

@@ -165,6 +165,31 @@ class RunFiles:
                 for ending in ENDINGS:
                     Path(self.path(name, ending)).unlink(missing_ok=True)
 
+    def remove_state(self, output: str) -> None:
+        """Remove the run's state, and the folder if nothing else is in it. Answers that lie here stay: OUTPUT itself, and partial
+        outputs that hold any."""
+        with disk(f"Removing {self.folder}"):
+            for part in (self.spool, self.folder / "local"):
+                if part.is_dir():
+                    shutil.rmtree(part)
+            for partial in (self.output, self.errors):
+                if partial.is_file() and not partial.stat().st_size:
+                    partial.unlink()
+            for name in (
+                self.journal.name,
+                f"{self.journal.name}-wal",
+                f"{self.journal.name}-shm",
+                "cancel",
+                "status.json",
+                "lock",
+            ):
+                (self.folder / name).unlink(missing_ok=True)
+            pointer = Path(f"{output}.run")
+            if pointer.is_file():
+                pointer.unlink()
+            if not any(self.folder.iterdir()):
+                self.folder.rmdir()
+
     # -- sinks
 
     def cut_sinks(self, output_end: int, errors_end: int) -> None:

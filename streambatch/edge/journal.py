@@ -9,7 +9,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from typing import Concatenate, ParamSpec, TypeVar
+from typing import Any, Concatenate, ParamSpec, TypeVar
 from urllib.parse import quote
 
 import anyio
@@ -17,7 +17,6 @@ import msgspec
 
 from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
-from streambatch.core.jobs import RefusedLine
 from streambatch.core.models import Segment, Shard, ShardState
 from streambatch.core.scheduling import Queue
 from streambatch.edge import projection
@@ -68,6 +67,7 @@ class PoolEntry(msgspec.Struct, frozen=True):
     rows: int
     taken: int
     settled: bool
+    seen: int = 0  # the highest number of a spare that its parent was asked for
 
 
 class Store:
@@ -89,8 +89,9 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if version > projection.USER_VERSION:
             raise ConfigError(f"The journal {path} was written by a newer streambatch; upgrade streambatch to go on.")
-        if version == 0:
-            self._db.executescript(f"BEGIN;{projection.SCHEMA}PRAGMA user_version={projection.USER_VERSION};COMMIT;")
+        if version == 0 or not self._db.execute("SELECT 1 FROM sqlite_master WHERE name='remote'").fetchone():
+            tables = projection.ADDED if version else projection.SCHEMA + projection.ADDED
+            self._db.executescript(f"BEGIN;{tables}PRAGMA user_version={projection.USER_VERSION};COMMIT;")
 
     def close(self) -> None:
         self._broken = JournalError("The journal is closed.")
@@ -276,11 +277,12 @@ class Store:
 
     def pool_entries(self, group: PoolGroup, limit: int) -> list[PoolEntry]:
         """The oldest entries of a group."""
-        query = """SELECT s.body, p.generation, p.rows, p.taken, p.settled FROM pool p JOIN shards s ON s.name = p.parent
+        query = """SELECT s.body, p.generation, p.rows, p.taken, p.settled, IFNULL(n.number, 0)
+                   FROM pool p JOIN shards s ON s.name = p.parent LEFT JOIN seen n ON n.shard = p.parent
                    WHERE p.taken < p.rows AND p.model = ? AND p.generation = ? AND p.max_rows = ?
                    ORDER BY p.first_segment, p.parent LIMIT ?"""
         rows = self._db.execute(query, (group.model, group.generation, group.max_rows, limit))
-        return [PoolEntry(_shards.decode(b), g, n, t, bool(s)) for b, g, n, t, s in rows]
+        return [PoolEntry(_shards.decode(b), g, n, t, bool(s), seen) for b, g, n, t, s, seen in rows]
 
     def busy(self, model: str, generation: int) -> bool:
         """Whether a shard of this model and a lower or equal generation has not ended yet."""
@@ -288,11 +290,11 @@ class Store:
         query = f"SELECT 1 FROM shards WHERE state IN ({marks}) AND model = ? AND generation <= ? LIMIT 1"
         return self._db.execute(query, (*_MOVING, model, generation)).fetchone() is not None
 
-    def refused_lines(self, shard: str) -> tuple[RefusedLine, ...]:
-        """The lines that the service named when it last refused this shard's batch."""
+    def ending(self, shard: str) -> e.BatchFinished | None:
+        """How the batch of this shard ended, in the service's figures."""
         query = "SELECT body FROM events WHERE shard=? AND kind='BatchFinished' ORDER BY seq DESC LIMIT 1"
         row = self._db.execute(query, (shard,)).fetchone()
-        return () if row is None else msgspec.json.decode(row[0], type=e.BatchFinished).refused
+        return None if row is None else msgspec.json.decode(row[0], type=e.BatchFinished)
 
     # -- reading: batches
 
@@ -325,12 +327,9 @@ class Store:
                     AND EXISTS (SELECT 1 FROM found f WHERE f.shard = s.name) ORDER BY first_segment, name"""
         return [name for (name,) in self._db.execute(query, [s.value for s in states])]
 
-    def lost_remainder(self) -> str | None:
-        """A remainder that a found batch runs and that the journal does not know."""
-        query = """SELECT shard FROM found WHERE shard GLOB 'r[0-9]*'
-                    AND NOT EXISTS (SELECT 1 FROM shards s WHERE s.name = found.shard) LIMIT 1"""
-        row = self._db.execute(query).fetchone()
-        return None if row is None else str(row[0])
+    def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
+        """Rows of the tables, for questions that are asked in modules of their own."""
+        return self._db.execute(query, values).fetchall()
 
 
 def _queues(rows: Sequence[tuple[str, str, int, int]], uploading: dict[str, int]) -> list[Queue]:
@@ -390,7 +389,7 @@ def read_only(path: str) -> Iterator[Store]:
 
 def _connect_to_read(path: str) -> sqlite3.Connection:
     """Where we may not write, SQLite can't make its shared memory: a journal that nobody writes is read as it lies."""
-    address = f"file:{quote(path)}?mode=ro"
+    address = f"file:{quote(os.fsencode(path))}?mode=ro"
     db = sqlite3.connect(address, uri=True, timeout=10)
     try:
         db.execute("SELECT 1 FROM sqlite_master")

@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from streambatch.core.retry import Retry, RetryPolicy, decide, may_repeat_create
-from streambatch.core.wire import BatchInfo, BatchPage, FileInfo
+from streambatch.core.wire import BatchInfo, BatchPage, FileInfo, FilePage
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock
 from streambatch.errors import ApiError
@@ -48,6 +48,9 @@ class RetryingApi:
 
     async def file_info(self, file_id: str) -> FileInfo:
         return await self._call(lambda: self._inner.file_info(file_id))
+
+    async def list_files(self, after: str | None = None, limit: int = 1000) -> FilePage:
+        return await self._call(lambda: self._inner.list_files(after, limit))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._call(lambda: self._inner.delete_file(file_id))

@@ -41,11 +41,24 @@ def discover_plain(names: Sequence[str], command: str) -> tuple[InputFile, ...]:
 def _look_at(name: str) -> InputFile:
     if name == STDIN:
         return InputFile(name="stdin", path=STDIN, size=0, mtime_ns=0, kind="stdin")
-    path = os.path.abspath(name)
+    if not name:
+        raise SourceError("The name of an input is empty: name a JSONL file.", path=name)
+    path = text_path(name, "input")
     with open_input(path, name) as fd:
         state = os.fstat(fd)
         kind = _kind(os.pread(fd, 6, 0), name)
     return InputFile(name=name, path=path, size=state.st_size, mtime_ns=state.st_mtime_ns, kind=kind)
+
+
+def text_path(name: str, what: str) -> str:
+    """The absolute path of `name`. Raises ConfigError for one that is no text: journals keep paths as UTF-8."""
+    path = os.path.abspath(name)
+    if any("\ud800" <= letter <= "\udfff" for letter in path):
+        raise ConfigError(
+            f"The path of the {what} {name!a} is no text in this locale: give it a name in UTF-8, or set PYTHONUTF8=1"
+            " where the locale is C."
+        )
+    return path
 
 
 def _kind(head: bytes, name: str) -> str:

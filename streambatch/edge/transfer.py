@@ -29,7 +29,9 @@ class Form:
     The file is open between `open` and `close`. A failure to read it is kept in `failure`, because the transport hides it.
     """
 
-    def __init__(self, path: str, name: str, purpose: str, waiting: Callable[[bool], None]) -> None:
+    def __init__(
+        self, path: str, name: str, purpose: str, waiting: Callable[[bool], None], expire_s: int | None = None
+    ) -> None:
         self._path = path
         self._waiting = waiting
         self._reading = threading.Lock()
@@ -39,9 +41,15 @@ class Form:
         boundary = f"streambatch-{secrets.token_hex(16)}"
         self.content_type = f"multipart/form-data; boundary={boundary}"
         quoted = "".join(f"%{ord(c):02X}" if c in '"\r\n' else c for c in name)
+        fields = {"purpose": purpose}
+        if expire_s is not None:
+            fields |= {"expires_after[anchor]": "created_at", "expires_after[seconds]": str(expire_s)}
         self._head = (
-            f'--{boundary}\r\nContent-Disposition: form-data; name="purpose"\r\n\r\n{purpose}\r\n'
-            f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
+            "".join(
+                f'--{boundary}\r\nContent-Disposition: form-data; name="{field}"\r\n\r\n{text}\r\n'
+                for field, text in fields.items()
+            )
+            + f'--{boundary}\r\nContent-Disposition: form-data; name="file"; filename="{quoted}"\r\n'
             "Content-Type: application/jsonl\r\n\r\n"
         ).encode()
         self._tail = f"\r\n--{boundary}--\r\n".encode()

@@ -1,6 +1,6 @@
 """Finding batches that the journal does not know, and proving that a doubted create took no effect.
 
-One sweep of the list serves everyone who waits for one. Buys nothing and cancels nothing.
+One sweep of the list serves everyone who waits for one. Buys nothing; cancels only what runs a shard for the second time.
 """
 
 from collections.abc import Sequence
@@ -9,16 +9,22 @@ import anyio
 
 from streambatch.core import adoption as choice
 from streambatch.core import events as e
-from streambatch.core import tags
+from streambatch.core import tags, verdicts
 from streambatch.core.lifecycle import Create
 from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
+from streambatch.edge import spares
 from streambatch.edge.journal import Store
 from streambatch.engine.context import Visit
-from streambatch.errors import ConfigError, Paused
+from streambatch.engine.spares import Spares
+from streambatch.errors import ApiError, ConfigError, Paused
 
 MARGIN_S = 60.0  # between the service's clocks of a list and of a file
 ADOPTABLE = (ShardState.SEALED, ShardState.UPLOADED, ShardState.DOUBTED)
+BY_ID = "waiting for batches of this run id to show in the list"
+ELSEWHERE = (
+    "waiting a moment: this run directory was moved, restored or copied, and a copy of it may have bought batches"
+)
 UNKNOWABLE = (
     "The service's list shows batches without metadata and without input file, so a batch that hides can't be told from one that"
     " was never created; nothing more is bought."
@@ -30,10 +36,6 @@ NAMELESS = (
 UNREADABLE = (
     "The service's list does not go on behind its first pages, so a batch further back can't be told from one that was never"
     " created; nothing more is bought."
-)
-LOST_REMAINDER = (
-    "A batch of remainder {name} was found, but the journal that says which rows it carries is lost; buying its rows"
-    " again needs another --run-id."
 )
 
 
@@ -49,6 +51,9 @@ class Adoption:
         self._whole = True  # whether it could be read that far
         self._unknowable = False
         self._nameless = False
+        self._crowded: set[str] = set()  # shards of which more batches were found than the one they have
+        self._asked: set[str] = set()  # batches that this process asked to cancel
+        self.spares = Spares(visit)
 
     # -- before anything is bought
 
@@ -57,32 +62,50 @@ class Adoption:
         visit = self._visit
         visit.phase = "sweeping"
         resumed = await visit.journal.read(Store.count, *ShardState)
+        moved = await visit.journal.read(spares.trusted) != await visit.journal.read(spares.standing)
         fresh_id = not visit.started.known_id
-        if fresh_id and not resumed:
-            visit.may_upload = visit.may_create = True
-        elif await visit.journal.read(Store.last, e.Swept) is not None or fresh_id:
-            await self._sweep(visit.started.server_date - MARGIN_S, since=visit.began)
+        known = fresh_id or await visit.journal.read(Store.last, e.Swept) is not None
+        if fresh_id and not resumed and not moved:
             visit.may_upload = visit.may_create = True
         else:
-            await self._sweep(None, since=visit.began)
+            horizon = visit.started.server_date - MARGIN_S if known else None
+            await self._sweep(horizon, since=visit.began)
+            self._crowded.update(await visit.journal.read(spares.crowded))
             visit.may_upload = True
-            visit.tasks.start_soon(self._first_grace)
+            if known and not moved:
+                visit.tasks.start_soon(self._open_creates)
+            else:
+                visit.tasks.start_soon(self._first_grace, horizon, ELSEWHERE if known else BY_ID)
         visit.phase = "running"
         visit.bell.ring()
 
-    async def _first_grace(self) -> None:
-        """A run known by its id alone is one doubt as a whole: a full grace and one more sweep before the first create."""
+    async def _first_grace(self, horizon: float | None, note: str) -> None:
+        """A run known by its id alone is one doubt as a whole: a full grace and one more sweep before the first create. So is one
+        whose directory stands elsewhere than before: a copy of it may have worked until a moment ago."""
         visit = self._visit
         end = visit.began + visit.config.adopt_grace_s
-        visit.note = "waiting for batches of this run id to show in the list"
+        visit.note = note
         await visit.world.clock.sleep(max(0.0, end - visit.world.clock.monotonic()))
-        whole = await self._sweep(None, since=visit.world.clock.monotonic())
+        whole = await self._sweep(horizon, since=visit.world.clock.monotonic())
         visit.note = ""
         unproven = self._unproven(whole)
         if unproven is not None:
             visit.end("paused", unproven, 4)
             return
-        await visit.journal.append(e.Swept())
+        await self._open_creates(swept=True)
+
+    async def _open_creates(self, *, swept: bool = False) -> None:
+        """Creates may begin, once it is known what every batch of a lost remainder holds."""
+        visit = self._visit
+        if visit.ended is None:
+            try:
+                await self.spares.read_all()
+            except Paused as pause:
+                visit.end("paused", str(pause), 4)
+                return
+        if swept:
+            place = await visit.journal.read(spares.standing)
+            await visit.journal.append(e.Swept() if place is None else e.Swept(place.host, place.inode))
         visit.may_create = True
         visit.bell.ring()
 
@@ -98,13 +121,13 @@ class Adoption:
         while True:
             began = clock.monotonic()
             whole = await self._sweep(horizon - MARGIN_S, since=began)
-            picked = choice.choose(await visit.journal.read(Store.found, shard.name))
-            if picked.keep is not None:
-                return _adopted(shard, picked.keep)
+            adopted = await self.of_fresh(shard)
+            if adopted is not None:
+                return adopted
             if began >= grace_end:
                 unproven = self._unproven(whole)
                 if unproven is not None:
-                    raise Paused(unproven)
+                    return verdicts.unproven(shard, unproven, visit.config.accept_gone)
                 return e.Absent(shard=shard.name, create=shard.create)
             await clock.sleep(max(0.05, min(grace_end - clock.monotonic(), visit.config.adopt_grace_s / 8)))
 
@@ -158,6 +181,8 @@ class Adoption:
             self._check_cut(batch)
             if find not in await visit.journal.read(Store.found, find.shard):
                 await visit.journal.append(find)
+                if await visit.journal.read(Store.shard, find.shard) is not None:
+                    self._crowded.add(find.shard)
 
     def _check_cut(self, batch: BatchInfo) -> None:
         cut = batch.metadata.get(tags.CUT)
@@ -177,25 +202,68 @@ class Adoption:
             if shard is None:
                 continue
             try:
-                for event in await self.of_fresh(shard):
-                    await visit.journal.append(event)
+                adopted = await self.of_fresh(shard)
+                if adopted is not None:
+                    await visit.journal.append(adopted)
             finally:
                 visit.release(name)
-        lost = await visit.journal.read(Store.lost_remainder)
-        if lost is not None:
-            visit.end("paused", LOST_REMAINDER.format(name=lost), 4)
+        await self._cancel_surplus()
 
-    async def of_fresh(self, shard: Shard) -> list[e.ShardEvent]:
-        """What finds mean for a shard that waits: the events that adopt one, or none."""
+    async def of_fresh(self, shard: Shard) -> e.Submitted | None:
+        """What finds mean for a shard that waits: the event that adopts one, where one can be."""
         finds = await self._visit.journal.read(Store.found, shard.name)
-        other = next((f for f in finds if f.hash and f.hash != shard.hash), None)
-        if other is not None:
+        same = choice.of_content(finds, shard)
+        if len(same) < len(finds) and shard.segment is not None:  # a remainder may have the name of one that was lost
+            other = next(find for find in finds if find not in same)
             raise ConfigError(
                 f"Batch {other.batch_id} runs shard {shard.name} of this run id with other content; the input or the settings"
                 " changed since: restore them, or use another --run-id."
             )
-        picked = choice.choose(finds)
-        return [] if picked.keep is None else [_adopted(shard, picked.keep)]
+        if len(same) > 1:
+            self._crowded.add(shard.name)
+        picked = choice.choose(same)
+        return None if picked.keep is None else _adopted(shard, picked.keep)
+
+    async def before_create(self, shard: Shard) -> e.ShardEvent:
+        """Adopt before create: the intent to create a batch for a shard, or what is done instead, because one runs its rows."""
+        finds = await self._visit.journal.read(Store.found, shard.name)
+        adopted = await self.of_fresh(shard) if finds else None
+        if adopted is not None:
+            return adopted
+        if await self.spares.ran(shard):  # row by row from the pool, then
+            return e.Returned(shard=shard.name, max_rows=shard.rows, reason="a batch that was found ran rows of it")
+        return e.Intended(shard=shard.name, create=max(shard.create, choice.choose(finds).create) + 1)
+
+    # -- more than one
+
+    async def _cancel_surplus(self) -> None:
+        """Of several live batches of one shard, one goes on. What the others finished is read before rows are bought again."""
+        visit = self._visit
+        if visit.cancelling:
+            for find in await visit.journal.read(spares.all_live):
+                await self._cancel(find)
+        for name in sorted(self._crowded):
+            shard = await visit.journal.read(Store.shard, name)
+            finds = await visit.journal.read(Store.found, name)
+            if shard is None or not finds:
+                self._crowded.discard(name)
+                continue
+            word = visit.words.get(str(shard.batch_id))
+            for find in choice.surplus(shard.state, word, choice.of_content(finds, shard)):
+                await self._cancel(find)
+
+    async def _cancel(self, find: e.Found) -> None:
+        """Ask once, the intent first."""
+        if find.batch_id in self._asked:
+            return
+        self._asked.add(find.batch_id)
+        if not await self._visit.journal.read(spares.cancelled, find.batch_id):
+            await self._visit.journal.append(e.SurplusCancelled(batch_id=find.batch_id, shard=find.shard))
+        try:
+            await self._visit.world.api.cancel_batch(find.batch_id)
+        except ApiError as error:
+            if error.status is None or not 400 <= error.status < 500:  # else it has ended, or is gone
+                raise
 
 
 def _finds(store: Store, batches: Sequence[BatchInfo], run: str) -> list[tuple[BatchInfo, e.Found]]:

@@ -180,6 +180,9 @@ class Collector:
         known = await queues(visit)
         if visit.driving or visit.capacity.submits(known) or visit.capacity.uploads(known):
             return False
+        row = await visit.journal.read(Store.next_to_merge)
+        if visit.maker_done if row is None else not row.open_rows:
+            return False  # the last rows came while we asked
         flying = sum(queue.in_flight for queue in known)
         visit.end("in_flight", f"{flying} {'batch is' if flying == 1 else 'batches are'} in flight.", 5)
         return True

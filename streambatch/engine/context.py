@@ -78,6 +78,7 @@ class Visit:
         self.driving: dict[str, type[lifecycle.Step]] = {}  # claimed shards, and what is being done
         self.stuck: set[str] = set()  # shards that wait for a word of the user
         self.backoff: dict[str, scheduling.Backoff] = {}
+        self.refused_alone: dict[str, str] = {}  # shards just refused with nothing of ours in the queue -> why
         self.ended: Ending | None = None
         self.cancelling = False
         self.once = config.once
@@ -92,6 +93,9 @@ class Visit:
         self.changed = self.began  # when a batch last moved
         self.words: dict[str, str] = {}  # batch id -> the last status word seen, for batches in flight
         self.since: dict[str, float] = {}  # batch id -> when it was first polled
+        self.leaving: dict[
+            str, float
+        ] = {}  # batch id -> when we asked to cancel it, because nobody waits for it any more
         if world.brake is not None:
             world.brake.on_release = self.bell.ring
 
@@ -142,8 +146,8 @@ class Visit:
 
     @property
     def held(self) -> bool:
-        """Whether results that are here wait to be taken: until they are, no more are bought or fetched."""
-        return self.world.brake is not None and self.world.brake.held
+        """Whether results that are here wait to be taken: until they are, no more are bought or fetched. A cancel does not wait."""
+        return self.world.brake is not None and self.world.brake.held and not self.cancelling
 
     @property
     def rows_are_late(self) -> bool:
@@ -169,6 +173,8 @@ class Visit:
         if isinstance(verdict.event, e.Refused):  # not a file that is lost, or a shard that is too large
             now, previous = self.world.clock.monotonic(), self.backoff.get(shard.model)
             self.backoff[shard.model] = scheduling.refused(previous, now, verdict.retry_after_s)
+            if verdict.event.alone:
+                self.refused_alone[shard.name] = verdict.event.reason
         if verdict.pause:
             self.end("paused", verdict.pause, 4)
         if verdict.halt:
@@ -182,7 +188,9 @@ class Visit:
             self.backoff[model] = scheduling.relieved(self.backoff[model])
 
     def young(self, batch_id: str) -> bool:
-        """Whether a batch may still fail at validation: a `--once` visit stays to see that, for a while."""
+        """Whether a batch may still fail at validation, or is about to be given up: a `--once` visit stays to see that."""
+        if batch_id in self.leaving:
+            return True
         since = self.since.get(batch_id)
         if since is None:
             return True

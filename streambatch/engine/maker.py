@@ -165,8 +165,8 @@ class Maker:
             first_bad=made.first_bad,
             shards=shards,
         )
-        adopted = [event for shard in shards for event in await self._adoption.of_fresh(shard)]
-        await visit.journal.append(sealed, *adopted)
+        adopted = [await self._adoption.of_fresh(shard) for shard in shards]
+        await visit.journal.append(sealed, *(event for event in adopted if event is not None))
         visit.bell.ring()
 
     def _shard(self, segment: Segment, file: jobs.ShardFile) -> Shard:

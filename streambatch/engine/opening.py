@@ -181,6 +181,9 @@ def _changeable(config: Config) -> dict[str, object]:
         "on_bad_row",
         "limit",
         "once",
+        "remote_files",
+        "keep_spool",
+        "adopt_grace_s",
     )
     of_profile = {"key_env": config.profile.key_env, "key_header": config.profile.key_header}
     return {name: getattr(config, name) for name in names} | of_profile

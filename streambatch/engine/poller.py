@@ -3,6 +3,7 @@
 A terminal word in a list is confirmed by id before it counts. In a cancelling visit it also asks the service to cancel.
 """
 
+import contextlib
 from collections import Counter
 
 import anyio
@@ -12,6 +13,7 @@ from streambatch.core import patience, scheduling, verdicts
 from streambatch.core.adoption import Reading, stuck, turned
 from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
+from streambatch.edge import lookbacks
 from streambatch.edge.journal import Store
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.context import Visit
@@ -39,6 +41,7 @@ class Poller:
         self._held: dict[str, float] = {}  # batch id -> until when such a verdict on it waits
         self._earlier: frozenset[str] = frozenset()  # batches that flew before this visit began
         self._asked: set[str] = set()  # batches that this process asked to cancel
+        self._date: tuple[float, float] | None = None  # the service's clock, and ours at that moment
 
     async def run(self) -> None:
         visit = self._visit
@@ -79,6 +82,7 @@ class Poller:
         visit.words = {b: word for b, word in visit.words.items() if b in flying}
         self._looked = {b: at for b, at in self._looked.items() if b in flying}
         self._held = {b: until for b, until in self._held.items() if b in flying}
+        visit.leaving = {b: at for b, at in visit.leaving.items() if b in flying}
 
     # -- one tick
 
@@ -89,12 +93,14 @@ class Poller:
             reading = Reading()
             for _ in range(plan.pages):
                 page = await self._visit.world.api.list_batches(after, 100)
+                if page.server_date is not None:
+                    self._date = page.server_date, self._visit.world.clock.monotonic()
                 strangers = [*page.nameless]
                 for batch in page.data:
                     shard = unseen.pop(batch.id, None)
                     if shard is None:
                         strangers.append(batch)
-                    elif batch.terminal:
+                    elif batch.terminal or await self._overdue(shard, batch):
                         tasks.start_soon(self._look_up, shard, batch.id)
                     else:
                         self._note(batch)
@@ -117,25 +123,27 @@ class Poller:
             except ApiError as error:
                 if error.status != 404:
                     raise
-                self._not_found(shard, batch_id)
+                await self._not_found(shard, batch_id)
                 return
         self._missing.pop(batch_id, None)
         self._note(batch)
         await self._judge(shard, batch)
 
-    def _not_found(self, shard: Shard, batch_id: str) -> None:
+    async def _not_found(self, shard: Shard, batch_id: str) -> None:
         """A batch that we know can hide from one look-up, a young one for a grace; only one that hides for long is gone."""
         visit = self._visit
         self._missing[batch_id] = self._missing.get(batch_id, 0) + 1
         known_s = visit.world.clock.monotonic() - visit.since[batch_id]
-        if self._missing[batch_id] >= PATIENT_LOOKUPS and known_s >= visit.config.adopt_grace_s:
-            visit.stuck.add(shard.name)
-            visit.end(
-                "paused",
-                f"The service no longer knows batch {batch_id}, which runs {shard.rows} rows of shard {shard.name}; they may have"
-                " been paid, so nothing is bought again without your word.",
-                4,
-            )
+        if self._missing[batch_id] < PATIENT_LOOKUPS or known_s < visit.config.adopt_grace_s:
+            return
+        word = visit.config.accept_gone
+        if word is not None:
+            reason = "the service no longer knows it"
+            await visit.journal.append(e.GivenUp(shard=shard.name, batch_id=batch_id, reason=reason, gone=word))
+            visit.bell.ring()
+            return
+        visit.stuck.add(shard.name)
+        visit.end("paused", verdicts.forgotten(shard), 4)
 
     def _note(self, batch: BatchInfo) -> None:
         visit = self._visit
@@ -146,6 +154,8 @@ class Poller:
 
     async def _judge(self, shard: Shard, batch: BatchInfo) -> None:
         verdict = verdicts.of_batch(shard, batch)
+        if verdict is None and await self._overdue(shard, batch):
+            await self._leave(shard, batch.id)
         if verdict is None or (isinstance(verdict.event, e.InputLost) and self._holds(shard, batch.id)):
             return
         visit = self._visit
@@ -169,6 +179,31 @@ class Poller:
         if self._losses[shard.name] > LOSSES_PER_SHARD:
             visit.end("paused", LOST_AGAIN.format(shard=shard.name, times=self._losses[shard.name]), 4)
         return self._held[batch_id] > visit.world.clock.monotonic()
+
+    # -- what nobody waits for any more
+
+    async def _overdue(self, shard: Shard, batch: BatchInfo) -> bool:
+        """By the service's clock as it last told it, which may be hours from ours."""
+        visit = self._visit
+        clock, asked_s = visit.world.clock, None
+        if shard.cancel_asked and (visit.cancelling or batch.status == "cancelling"):
+            asked = await visit.journal.read(lookbacks.cancel_asked, shard.name)
+            asked_s = None if asked is None else clock.wall() - asked
+        now = clock.wall() if self._date is None else self._date[0] + clock.monotonic() - self._date[1]
+        return patience.overdue(batch, now, visit.config.stuck_after_s, asked_s)
+
+    async def _leave(self, shard: Shard, batch_id: str) -> None:
+        """Ask to cancel it, so that it may show what it has; a grace later its rows are bought again, as possibly billed."""
+        visit = self._visit
+        now = visit.world.clock.monotonic()
+        if batch_id not in visit.leaving:
+            visit.leaving[batch_id] = now
+            with contextlib.suppress(ApiError):  # a service that does not even answer that is left all the same
+                await visit.world.api.cancel_batch(batch_id)
+        elif now - visit.leaving[batch_id] >= visit.config.adopt_grace_s:
+            reason = "it neither ended in time nor let itself be cancelled"
+            await visit.journal.append(e.GivenUp(shard=shard.name, batch_id=batch_id, reason=reason, gone="rebuy"))
+            visit.bell.ring()
 
     # -- cancelling
 

@@ -6,12 +6,15 @@ How many of which model is decided in `core.scheduling`; within a model the olde
 import msgspec
 
 from streambatch.core import events as e
-from streambatch.core import lifecycle, scheduling
-from streambatch.core.adoption import choose
+from streambatch.core import lifecycle, scheduling, verdicts
 from streambatch.core.models import Shard, ShardState
+from streambatch.edge import lookbacks
 from streambatch.edge.journal import Store
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.context import Visit
+from streambatch.engine.errorwatch import ErrorWatch
+
+RENEW_EVERY_S = 1800.0  # at most, a shard
 
 
 class Scheduler:
@@ -20,11 +23,14 @@ class Scheduler:
     def __init__(self, visit: Visit, adoption: Adoption) -> None:
         self._visit = visit
         self._adoption = adoption
+        self._errors = ErrorWatch(visit)
+        self._renewed: dict[str, float] = {}  # shards whose file was uploaded again, and when
 
     async def run(self) -> None:
         visit = self._visit
         while True:
             ticket = visit.bell.ticket()
+            await self._pause_for_refusals()
             await self._uploads()
             if await self._submits():
                 await self._uploads()
@@ -35,11 +41,26 @@ class Scheduler:
         now = self._visit.world.clock.monotonic()
         return max(0.05, min([600.0, *(b.until - now for b in self._visit.backoff.values() if b.until > now)]))
 
+    async def _pause_for_refusals(self) -> None:
+        """A shard that found no room for a day, alone and as small as it gets, will find none without the user."""
+        visit = self._visit
+        for name, reason in list(visit.refused_alone.items()):
+            del visit.refused_alone[name]
+            shard, since = (
+                await visit.journal.read(Store.shard, name),
+                await visit.journal.read(lookbacks.refused_since, name),
+            )
+            if shard is not None and since is not None and visit.world.clock.wall() - since >= verdicts.REFUSED_DAY_S:
+                visit.end("paused", verdicts.never_fits(shard, reason), 4)
+
     async def _uploads(self) -> None:
         visit = self._visit
         if not visit.may_upload or visit.ended is not None:
             return
-        for model, room in visit.capacity.uploads(await queues(visit)).items():
+        uploads = visit.capacity.uploads(await queues(visit))
+        if not uploads or await self._errors.stops():
+            return
+        for model, room in uploads.items():
             for name in await self._oldest(ShardState.SEALED, model, room):
                 claimed = await visit.claim(name, ShardState.SEALED) if room else None
                 if claimed is not None:
@@ -54,8 +75,8 @@ class Scheduler:
         known = await queues(visit)
         in_flight = {queue.model: queue.in_flight for queue in known}
         submitted = 0
-        for model, room in visit.capacity.submits(known).items():
-            made = await self._submit(model, room)
+        for model, room in visit.capacity.submits(known, await self._errors.unjudged()).items():
+            made = await self._submit(model, room, in_flight[model])
             backoff = scheduling.submitted(
                 visit.backoff.get(model), in_flight[model] + made, visit.world.clock.monotonic()
             )
@@ -64,16 +85,16 @@ class Scheduler:
             submitted += made
         return submitted
 
-    async def _submit(self, model: str, room: int) -> int:
-        """Submit up to so many shards of a model, until it is refused; how many."""
+    async def _submit(self, model: str, room: int, in_flight: int) -> int:
+        """Submit up to so many shards of a model, beside those in flight, until it is refused; how many."""
         visit = self._visit
         backoff, made = visit.backoff.get(model), 0
         for name in await self._oldest(ShardState.UPLOADED, model, room):
-            if made == room or visit.ended is not None or visit.backoff.get(model) is not backoff:
-                break
+            if made == room or visit.backoff.get(model) is not backoff or await self._errors.stops():
+                break  # asked before each: outcomes come in all the time
             claimed = await visit.claim(name, ShardState.UPLOADED)
             if claimed is not None:
-                await self._intend(claimed)
+                await self._intend(claimed, alone=not in_flight + made)
                 made += 1
         return made
 
@@ -82,18 +103,30 @@ class Scheduler:
         visit = self._visit
         return await visit.journal.read(Store.oldest, state, model, room + len(visit.driving) + len(visit.stuck))
 
-    async def _intend(self, shard: Shard) -> None:
+    async def _intend(self, shard: Shard, *, alone: bool) -> None:
         """Adopt before create; intent before effect: the create number is journaled, and never used again."""
         visit = self._visit
-        finds = await visit.journal.read(Store.found, shard.name)
-        adopted = await self._adoption.of_fresh(shard) if finds else []
-        if adopted:
-            await visit.journal.append(*adopted)
-            visit.release(shard.name)
-            return
-        event = e.Intended(shard=shard.name, create=max(shard.create, choose(finds).create) + 1)
+        event = await self._adoption.before_create(shard)
+        if isinstance(event, e.Intended) and self._renews(shard):
+            event = e.InputLost(shard=shard.name, reason="the file would expire before it is used")
+        if isinstance(event, e.Intended):
+            event = msgspec.structs.replace(event, alone=alone)
         await visit.journal.append(event)
-        visit.start_driver(lifecycle.apply(shard, event))
+        if isinstance(event, e.Intended):
+            visit.start_driver(lifecycle.apply(shard, event))
+        else:
+            visit.release(shard.name)
+
+    def _renews(self, shard: Shard) -> bool:
+        """Whether a file must be uploaded again because it would expire soon; seldom, so that clocks that differ do no harm."""
+        clock = self._visit.world.clock
+        if shard.renew_at is None or clock.wall() < shard.renew_at:
+            return False
+        now = clock.monotonic()
+        if now - self._renewed.get(shard.name, float("-inf")) < RENEW_EVERY_S:
+            return False
+        self._renewed[shard.name] = now
+        return True
 
 
 async def queues(visit: Visit) -> list[scheduling.Queue]:

@@ -1,6 +1,7 @@
 """One visit to one run, from the open journal on: what it must agree with, its tasks, and how it ended."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from datetime import datetime
 
@@ -20,6 +21,7 @@ from streambatch.engine import inspect, opening
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.collector import Collector
 from streambatch.engine.context import Listener, Visit, World
+from streambatch.engine.disposal import Disposal
 from streambatch.engine.house import Connect, House
 from streambatch.engine.inputs import Inputs
 from streambatch.engine.maker import Maker
@@ -124,11 +126,12 @@ class Session:
         world = World(api, executor, house.clock, house.blocking, house.brake, self._serials)
         try:
             visit = Visit(config, started, self._files, self._journal, world)
-            await self._work(visit)
+            disposal = Disposal(visit)
+            await self._work(visit, disposal)
         finally:
             with anyio.CancelScope(shield=True):
                 await executor.aclose()
-        return await self._ending(visit)
+        return self._tidied(await self._ending(visit), await disposal.last())
 
     async def _sweep(self) -> None:
         """Remove what killed processes left in the spool."""
@@ -151,7 +154,7 @@ class Session:
         await self._journal.append(started)
         return started
 
-    async def _work(self, visit: Visit) -> None:
+    async def _work(self, visit: Visit, disposal: Disposal) -> None:
         """All tasks, until the collector says that the visit is over."""
         adoption = Adoption(visit, tags.cut_text(visit.started.settings))
         visit.steps = Steps(
@@ -162,6 +165,7 @@ class Session:
                 self._config.labels,
                 self._config.max_attempts,
                 self._config.adopt_grace_s,
+                self._config.accept_gone,
             ),
             visit.world.api,
             visit.journal,
@@ -186,7 +190,8 @@ class Session:
             tasks.start_soon(Poller(visit, adoption).run)
             tasks.start_soon(ticker.run)
             tasks.start_soon(_hurry, visit.steps)
-            await Collector(visit, Pool(visit)).run()
+            tasks.start_soon(disposal.run)
+            await Collector(visit, Pool(visit, adoption.spares)).run()
             tasks.cancel_scope.cancel()
         await ticker.last()
 
@@ -215,6 +220,15 @@ class Session:
             raise ended.error
         message = ended.message if ended.exit_code != 5 else f"{ended.message}{self._when()}"
         return self._summary(ended.state, ended.exit_code, message, self._config.command)
+
+    def _tidied(self, summary: Summary, files: int) -> Summary:
+        """The summary, with a word on merged files that could not be deleted at the service."""
+        if not files:
+            return summary
+        run = self._config.run_dir if self._config.output == "-" else self._config.output
+        them = "1 file of merged rows stays" if files == 1 else f"{files} files of merged rows stay"
+        note = f"{them} at the service; streambatch purge {shlex.quote(run)} deletes what it can."
+        return msgspec.structs.replace(summary, message=f"{summary.message} {note}")
 
     def _when(self) -> str:
         """When to come again, in words."""

@@ -57,6 +57,11 @@ class Answer(Http, frozen=True, kw_only=True, tag="answer"):
     headers: dict[str, str] = {}
     body: str | None = None
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 200 <= self.status <= 599:
+            raise ValueError("status lies between 200 and 599")
+
 
 class Drop(Http, frozen=True, kw_only=True, tag="drop"):
     """Closes the connection before anything is done."""
@@ -210,11 +215,19 @@ class Expire(Batches, frozen=True, kw_only=True, tag="expire"):
 
     at: float = 0.5
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_fraction(self.at)
+
 
 class CancelAt(Batches, frozen=True, kw_only=True, tag="cancel"):
     """Somebody else cancels it at this fraction."""
 
     at: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_fraction(self.at)
 
 
 class Stuck(Batches, frozen=True, kw_only=True, tag="stuck"):
@@ -303,6 +316,11 @@ def _check_when(rule: When) -> None:
         raise ValueError("probability lies between 0 and 1")
     if rule.after < 0 or (rule.times is not None and rule.times < 0):
         raise ValueError("after and times are not negative")
+
+
+def _check_fraction(at: float) -> None:
+    if not 0 <= at <= 1:
+        raise ValueError("at lies between 0 and 1")
 
 
 def _check_pattern(pattern: str) -> None:

@@ -152,3 +152,9 @@ def test_another_command_goes_on_with_a_run() -> None:
     assert resume(*started(LOCAL), "/d/out.run", {}, {}).local
     with pytest.raises(ConfigError, match="OPENAI_API_KEY"):
         resume(*started("https://x.example"), "/d/out.run", {}, {})
+
+
+@pytest.mark.parametrize("name", ["output", "run_dir"])
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match=r"\\udcff' is no text in this locale: give it a name in UTF-8"):
+        made(tmp_path, KEY, model="m", prompt="x", **{name: f"{tmp_path}/o\udcff"})  # type: ignore[arg-type]  # one of the options, by its name

@@ -1,6 +1,7 @@
 """stream(): every outcome once, in both orders; a slow reader holds the run; leaving early leaves a run to go on with."""
 
 import json
+import os
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from streambatch import api, streaming
 from streambatch.core import events as e
 from streambatch.edge.files import is_locked
 from streambatch.edge.service import Service
-from streambatch.errors import ApiError, ConfigError, Paused, StreambatchError
+from streambatch.errors import ApiError, ConfigError, Paused, SourceError, StreambatchError
 from streambatch.outcome import Outcome
 
 pytestmark = pytest.mark.anyio
@@ -206,10 +207,16 @@ def _made(given: dict[str, Any], tmp_path: Path) -> dict[str, Any]:
     return given
 
 
-@pytest.mark.parametrize("name", ["emit", "column", "if_exists"])
+@pytest.mark.parametrize("name", ["emit", "column", "if_exists", "output"])
 async def test_options_of_an_output_are_refused(tmp_path: Path, server: Any, name: str) -> None:
     with pytest.raises(StreambatchError, match=name):
         async with streaming.stream("in.jsonl", **options(server, tmp_path, **{name: "rows"})):
+            pass
+
+
+async def test_an_order_that_is_none_is_refused(tmp_path: Path, server: Any) -> None:
+    with pytest.raises(StreambatchError, match="order: 'sideways' is none of completion, input"):
+        async with streaming.stream("in.jsonl", order="sideways", **options(server, tmp_path)):  # type: ignore[arg-type]
             pass
 
 
@@ -263,3 +270,96 @@ async def test_rows_are_taken_as_they_are_needed_and_given_again_to_go_on(
     check(got, rows)
     ledger = server.ledger()
     assert (ledger["rows_executed"], ledger["rows_executed_again"]) == (rows, 0)
+
+
+# -- readers and others in the way
+
+
+async def _rest(got: list[Outcome], results: streaming.Results) -> None:
+    async for outcome in results:
+        got.append(outcome)
+
+
+async def _into(got: list[Outcome], stream: Any) -> None:
+    async with stream as results:
+        await _rest(got, results)
+
+
+@pytest.mark.parametrize("order", ["completion", "input"])
+async def test_a_reader_with_time_outs_loses_nothing(tmp_path: Path, server: Any, order: streaming.Order) -> None:
+    """A wait that is cut short, at whatever moment, leaves its outcomes to the next one, and holds no place of the brake."""
+    rows = 1000  # more units than may wait
+    source = write_rows(tmp_path / "in.jsonl", rows)
+    got: list[Outcome] = []
+    cut = 0
+    async with streaming.stream(source, order=order, **options(server, tmp_path)) as results:
+        while True:
+            with anyio.move_on_after(0.0002 * (cut % 9)) as wait:
+                try:
+                    got.append(await anext(results))
+                except StopAsyncIteration:
+                    break
+            cut += wait.cancelled_caught
+    check(got, rows)
+    assert cut > 10
+    assert results.complete
+
+
+async def test_cancel_keeps_what_a_stream_hands_out(tmp_path: Path, server: Any) -> None:
+    """`cancel` works on a stream's run as the stream does: what is merged stays, and nothing is bought twice."""
+    source = write_rows(tmp_path / "in.jsonl")
+    given = options(server, tmp_path, max_batches=2)
+    async with streaming.stream(source, order="input", **given) as results:
+        assert (await anext(results)).ordinal == 0
+    summary = await api.cancel(tmp_path / "run", service=given["service"])
+    assert summary.state == "cancelled"
+    check([o async for o in _all(source, **given)])
+    assert server.ledger()["rows_executed_again"] == 0
+
+
+async def test_cancel_does_not_wait_for_the_reader_of_a_held_run(tmp_path: Path, server: Any) -> None:
+    source = write_rows(tmp_path / "in.jsonl", 1000)
+    given = options(server, tmp_path)
+    async with streaming.stream(source, **given) as results:
+        got = [await anext(results)]
+        with anyio.fail_after(20):
+            while api.status(tmp_path / "run").progress.done < 160:  # noqa: ASYNC110 - what eight shards hold
+                await anyio.sleep(0.05)
+            summary = await api.cancel(tmp_path / "run", service=given["service"])
+        assert summary.in_flight == 0
+        with pytest.raises(Paused, match="cancelled"):
+            await _rest(got, results)
+    assert len({o.ordinal for o in got}) == len(got) == server.ledger()["rows_executed"]
+
+
+async def test_a_temporary_run_directory_in_which_nothing_was_begun_is_removed(
+    tmp_path: Path, server: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    given = options(server, tmp_path)
+    del given["run_dir"]
+    with pytest.raises(SourceError):
+        await _into([], streaming.stream(str(tmp_path / "nothing.jsonl"), **given))
+    with pytest.raises(ConfigError):
+        async with streaming.stream(write_rows(tmp_path / "in.jsonl"), **given, max_bytes=10**12):
+            pass
+    assert list((tmp_path / "temporary").iterdir()) == []
+
+
+async def test_rows_before_one_that_can_not_be_read_come_first(tmp_path: Path, server: Any) -> None:
+    """And who goes on after the failure is told again: the others have not been handed out."""
+    source = Path(write_rows(tmp_path / "in.jsonl", 40))
+    given = options(server, tmp_path)
+    check([o async for o in _all(str(source), **given)], 40)
+    kept = source.stat()
+    source.write_bytes(source.read_bytes().replace(b"tag 15", b"TAG 15"))
+    os.utime(source, ns=(kept.st_atime_ns, kept.st_mtime_ns))
+    got: list[Outcome] = []
+    async with streaming.stream(str(source), order="input", **given) as results:
+        with pytest.raises(SourceError, match="changed"):
+            await _rest(got, results)
+        with pytest.raises(SourceError, match="changed"):
+            await anext(results)
+        assert not results.complete
+    assert len(got) == 20

@@ -17,7 +17,7 @@ from streambatch.core.jobs import SegmentCount
 from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.core.report import Summary
 from streambatch.core.wire import BatchError, BatchInfo
-from streambatch.edge import files
+from streambatch.edge import files, spares
 from streambatch.edge.files import RunFiles, RunLock
 from streambatch.edge.journal import Journal, PoolGroup, SegmentRow, Store, read_only
 from streambatch.errors import ApiError, ConfigError, JournalError, StorageError
@@ -252,7 +252,7 @@ HOT: dict[str, Callable[[Store], object]] = {
     "oldest file": lambda store: store.oldest_file("000009-0"),
     "span": Store.span,
     "findable": lambda store: store.findable(FLYING),
-    "lost remainder": Store.lost_remainder,
+    "unread spares": spares.unread,
     "next to merge": Store.next_to_merge,
     "swept": lambda store: store.swept(100),
 }

@@ -9,6 +9,7 @@ from streambatch.core import events as e
 from streambatch.core.jobs import SegmentCount
 from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.edge.journal import PoolGroup, Store, read_only
+from streambatch.edge.projection import USER_VERSION
 from streambatch.errors import ConfigError, JournalError
 from tests.e2e import rig
 
@@ -140,7 +141,7 @@ def test_a_newer_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal.sqlite"
     Store(str(path)).close()
     db = sqlite3.connect(path)
-    db.execute("PRAGMA user_version=2")
+    db.execute(f"PRAGMA user_version={USER_VERSION + 1}")
     db.close()
     with pytest.raises(ConfigError, match="newer streambatch"):
         Store(str(path))

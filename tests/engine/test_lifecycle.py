@@ -22,6 +22,7 @@ SAMPLES: dict[type[e.ShardEvent], e.ShardEvent] = {
     e.BatchFinished: e.BatchFinished("s", "batch_1", "completed", "file-o", None, 3, 3, 0),
     e.Admitted: e.Admitted("s"),
     e.Downloaded: e.Downloaded("s", True, False),
+    e.GivenUp: e.GivenUp("s", "batch-1", "stuck", "rebuy"),
     e.Settled: e.Settled("s", 3, 0, (), (), Usage(), 0, 0, 0),
     e.Returned: e.Returned("s", 1, "too large"),
 }

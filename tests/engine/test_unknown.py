@@ -75,7 +75,7 @@ def test_an_unknown_state_means_not_finished(tmp_path: Path, word: str) -> None:
 # -- codes
 
 
-@pytest.mark.parametrize("said", ["Please try again in a while.", "Enqueued frob limit reached for gpt-4o-mini."])
+@pytest.mark.parametrize("said", ["Please try again in a while.", "Enqueued frobs. Limit: 90,000 enqueued frobs."])
 def test_an_unknown_code_with_these_words_is_waited_for(tmp_path: Path, said: str) -> None:
     source = rig.write_requests(tmp_path / "in.jsonl", 10)
     assert refusal_of_batch([BatchError("frobnicated", said)]) is Refusal.QUEUE_FULL

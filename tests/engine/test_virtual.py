@@ -24,6 +24,7 @@ from tests.twins.clock import VirtualClock
 from tests.twins.world import DAY_S, Weather, config, simulate, visit, world
 
 ROWS = 60
+ROOM = "Limit: 90,000 enqueued tokens."  # other people's batches fill it
 
 
 def ids(path: Path) -> list[str]:
@@ -164,7 +165,7 @@ def test_a_model_whose_queue_is_full_does_not_hold_up_the_others(tmp_path: Path)
     def refuse(batch: BatchInfo) -> BatchError | None:
         if model_of(batch) == 1 and anyio.current_time() < full_s:
             refused.append(anyio.current_time())
-            return BatchError("token_limit_exceeded", "Enqueued token limit reached for gpt-4o.", None)
+            return BatchError("token_limit_exceeded", f"Enqueued token limit reached. {ROOM}", None)
         return None
 
     async def main() -> Summary:

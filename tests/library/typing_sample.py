@@ -19,6 +19,9 @@ async def awaited(service: streambatch.Service) -> None:
     assert_type(summary.to_dict(), dict[str, Any])
     assert_type(await streambatch.preview("in.jsonl", 2, model="m"), list[bytes])
     assert_type(await streambatch.cancel("out.jsonl", service=service), streambatch.Summary)
+    receipt = await streambatch.purge("out.jsonl", dry_run=True, service=service)
+    assert_type(receipt, streambatch.Receipt)
+    assert_type(receipt.files, tuple[streambatch.PurgedFile, ...])
     found = await streambatch.check(service=service, model="m")
     assert_type(found, streambatch.Checks)
     assert_type(found.checks, tuple[streambatch.Check, ...])
@@ -32,6 +35,7 @@ def twins() -> None:
     assert_type(streambatch.preview_sync(["a.jsonl", "b.jsonl"]), list[bytes])
     assert_type(streambatch.cancel_sync("out.jsonl"), streambatch.Summary)
     assert_type(streambatch.check_sync(local=True), streambatch.Checks)
+    assert_type(streambatch.purge_sync("out.jsonl", local=True), streambatch.Receipt)
     assert_type(streambatch.watch_sync("out.jsonl"), Iterator[streambatch.Status])
 
 

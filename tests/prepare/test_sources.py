@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from streambatch.core.models import ShardLimits
 from streambatch.core.sharding import CutPoint
 from streambatch.edge import looking, scanning, sources
-from streambatch.errors import SourceError
+from streambatch.errors import SourceError, StreambatchError
 from tests.prepare.rig import cut, write
 
 BOM = b"\xef\xbb\xbf"
@@ -28,6 +28,13 @@ def test_inputs_are_as_they_are_now(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     state = os.stat("in.jsonl")
     assert (found.name, found.path) == ("in.jsonl", str(tmp_path / "in.jsonl"))
     assert (found.size, found.mtime_ns) == (3, state.st_mtime_ns)
+
+
+@pytest.mark.parametrize(("name", "told"), [("", "name of an input is empty"), ("b\udcff", r"'b\\udcff' is no text")])
+def test_a_name_that_is_none_is_refused(name: str, told: str) -> None:
+    with pytest.raises(StreambatchError, match=told) as raised:
+        sources.discover([name])
+    str(raised.value).encode()
 
 
 def test_what_can_not_be_read_is_named(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import anyio.lowlevel
 import msgspec
 
-from streambatch.core.wire import BatchError, BatchInfo, BatchPage, FileInfo
+from streambatch.core.wire import BatchError, BatchInfo, BatchPage, FileInfo, FilePage
 from streambatch.edge.clock import Clock
 from streambatch.errors import ApiError
 
@@ -77,7 +77,7 @@ class MemoryBatchApi:
     `status_of(row)` is the HTTP status of an executed row; None loses the row: executed, and in neither file.
     `refuse(batch)` gives the error a batch fails with at validation; `expire_at(batch id)` the part of the rows that is
     executed when its window ends (None: it is not held up); `view(batch)` is what a look shows of it. Without `turns_pages`
-    every page of the list is its first.
+    every page of the list is its first. Files are gone after `file_life_s`.
     """
 
     def __init__(
@@ -97,6 +97,7 @@ class MemoryBatchApi:
         expire_at: Callable[[str], float | None] | None = None,
         view: Callable[[BatchInfo], BatchInfo] | None = None,
         turns_pages: bool = True,
+        file_life_s: float | None = None,
     ) -> None:
         self._clock = clock
         self._validation_s = validation_s
@@ -111,6 +112,7 @@ class MemoryBatchApi:
         self._expire_at = expire_at
         self._view = view
         self._turns_pages = turns_pages
+        self._file_life_s = file_life_s
         self._files: dict[str, tuple[FileInfo, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
         self._executed: Counter[tuple[str, str]] = Counter()
@@ -139,6 +141,11 @@ class MemoryBatchApi:
         """All batches ever created, oldest first."""
         return [self._shown(batch) for batch in self._batches.values()]
 
+    @property
+    def files(self) -> list[FileInfo]:
+        """All files that are there, oldest first."""
+        return [info for info, _ in self._files.values()]
+
     def lose_file(self, file_id: str) -> None:
         """A file goes before its time."""
         del self._files[file_id]
@@ -156,6 +163,9 @@ class MemoryBatchApi:
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._do("delete_file", file_id, lambda: self._files.pop(file_id, None) is not None)
+
+    async def list_files(self, after: str | None = None, limit: int = 1000) -> FilePage:
+        return await self._do("list_files", "" if after is None else after, lambda: self._file_page(after, limit))
 
     async def create_batch(self, file_id: str, endpoint: str, metadata: dict[str, str]) -> BatchInfo:
         return await self._do("create_batch", file_id, lambda: self._create(file_id, endpoint, dict(metadata)))
@@ -191,7 +201,9 @@ class MemoryBatchApi:
     # -- what is kept
 
     def _keep(self, data: bytes, name: str) -> FileInfo:
-        info = FileInfo(self._next("file"), len(data), float(int(self._clock.wall())), name)
+        now = float(int(self._clock.wall()))
+        until = None if self._file_life_s is None else now + self._file_life_s
+        info = FileInfo(self._next("file"), len(data), now, name, until)
         self._files[info.id] = (info, data)
         return info
 
@@ -199,8 +211,22 @@ class MemoryBatchApi:
         self._ids[kind] += 1
         return f"{kind}-{self._ids[kind]:06}"
 
+    def _file_page(self, after: str | None, limit: int) -> FilePage:
+        """Input files alone, as a list by purpose shows them."""
+        results = {file_id for batch in self._batches.values() for file_id in (batch.output_id, batch.error_id)}
+        newest_first = [info for info, _ in reversed(self._files.values()) if info.id not in results]
+        start = 0
+        if after is not None and self._turns_pages:
+            start = 1 + next((i for i, info in enumerate(newest_first) if info.id == after), len(newest_first))
+        chosen = newest_first[start : start + limit]
+        return FilePage(tuple(chosen), start + limit < len(newest_first), chosen[-1].id if chosen else None)
+
+    def _has(self, file_id: str) -> bool:
+        kept = self._files.get(file_id)
+        return kept is not None and (kept[0].expires_at is None or self._clock.wall() < kept[0].expires_at)
+
     def _file(self, file_id: str) -> tuple[FileInfo, bytes]:
-        if file_id not in self._files:
+        if not self._has(file_id):
             raise ApiError(f"The service does not know the file {file_id} (404).", status=404)
         return self._files[file_id]
 
@@ -245,7 +271,7 @@ class MemoryBatchApi:
         self.most_in_flight = max(self.most_in_flight, len(self._flying))
 
     def _validate(self, file_id: str, endpoint: str) -> tuple[list[_Request], tuple[BatchError, ...]]:
-        if file_id not in self._files:
+        if not self._has(file_id):
             return [], (BatchError("invalid_request", f"Cannot find file {file_id}.", None, "file_id"),)
         requests: list[_Request] = []
         errors: list[BatchError] = []

@@ -46,7 +46,8 @@ def make_remainder(spec: Remainder) -> RemainderMade:
         origins = files.create(f"{spec.stem}.origins{spec.suffix}")
         taken = [0] * len(spec.sources)
         ids: set[str] = set()
-        for source, left in _left_rows(spec):
+        spare = 0
+        for source, left, ran in _left_rows(spec):
             if left.custom_id in ids or (ids and not shard.has_room(1, len(left.line))):
                 break
             ids.add(left.custom_id)
@@ -55,9 +56,10 @@ def make_remainder(spec: Remainder) -> RemainderMade:
             origins.append(_PAIR.pack(left.segment, left.row))
             segments[left.segment] += 1
             taken[source] += 1
+            spare = ran
         origins.finish(fsync=spec.fsync)
         made = shard.finish(fsync=spec.fsync)
-    return RemainderMade(shard=made, taken=tuple(taken), segments=tuple(sorted(segments.items())))
+    return RemainderMade(made, tuple(taken), tuple(sorted(segments.items())), spare)
 
 
 @contextmanager
@@ -68,10 +70,22 @@ def _spool_files() -> Iterator[None]:
         raise StorageError(f"{error} The spool is damaged.") from error
 
 
-def _left_rows(spec: Remainder) -> Iterator[tuple[int, _Left]]:
-    for index, source in enumerate(spec.sources):
-        for left in _rows_of(source):
-            yield index, left
+def _left_rows(spec: Remainder) -> Iterator[tuple[int, _Left, int]]:
+    """Rows with the index of their source and their spare, which is the same for all."""
+    if not spec.spares:
+        yield from ((index, left, 0) for index, source in enumerate(spec.sources) for left in _rows_of(source))
+        return
+    from streambatch.edge import scratch  # few runs have spares, and a worker holds only what it needs
+
+    chosen: int | None = None
+    with scratch.looked_up(spec.scratch, spec.spares) as lookup:
+        for index, source in enumerate(spec.sources):
+            for left in _rows_of(source):
+                spare = lookup.first(left.line, left.custom_id.encode(), source.seen)
+                chosen = spare if chosen is None else chosen
+                if spare != chosen:
+                    break
+                yield index, left, spare
 
 
 def _rows_of(source: LeftRows) -> Iterator[_Left]:

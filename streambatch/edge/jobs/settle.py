@@ -9,13 +9,17 @@ from io import FileIO
 
 import msgspec
 
-from streambatch.core.jobs import Outcomes, SegmentCount, Settle
+from streambatch.core.jobs import ErrorKind, Outcomes, SegmentCount, Settle
+from streambatch.core.merging import reason_of, reason_of_note
 from streambatch.core.models import Usage
 from streambatch.core.results import TokenCounts, Verdict, decode_usual, read_ends, read_head, read_line
-from streambatch.core.settling import ERROR, OUTPUT, Ledger, Rules
+from streambatch.core.settling import ERROR, NOTES, OUTPUT, Ledger, Rules
 from streambatch.edge.resultfiles import BLOCK_BYTES, HELD_BYTES, LastLine, Lines, LongLine, read_lines
 from streambatch.edge.sidecars import read_ids, read_origins
 from streambatch.errors import JournalError
+
+ERRORS_READ, KINDS_TOLD, PLACES_TOLD = 200, 2, 3  # of one shard: enough to say what is wrong
+ERROR_BYTES = 64 << 10
 
 
 class _Reader:
@@ -23,7 +27,9 @@ class _Reader:
 
     def __init__(self, spec: Settle) -> None:
         self.ids = ids_by_text(spec)
-        self.ledger = Ledger(spec.rows, Rules(spec.generation, spec.max_attempts, spec.executed, spec.user_cancel))
+        self.ledger = Ledger(
+            spec.rows, Rules(spec.generation, spec.max_attempts, spec.executed, spec.user_cancel, spec.gone)
+        )
         self.input_tokens = self.cached_tokens = self.output_tokens = 0
         self.unknown = 0
         self.torn = False
@@ -109,12 +115,13 @@ def settle(spec: Settle, *, block_bytes: int = BLOCK_BYTES, held_bytes: int = HE
     for path, file in ((spec.output, OUTPUT), (spec.error, ERROR)):
         if path is not None:
             reader.read(path, file, block_bytes, held_bytes)
+    found = spec.rows - len(reader.ledger.open_rows())
     notes = _note_refused(spec, reader.ledger)
     missing = reader.ledger.close()
     if notes:
         _write(f"{spec.stem}.notes{spec.suffix}", notes, spec.fsync)
     _write(f"{spec.stem}.outcome{spec.suffix}", reader.ledger.records(), spec.fsync)
-    return _outcomes(spec, reader, missing)
+    return _outcomes(spec, reader, found, missing, notes)
 
 
 def _note_refused(spec: Settle, ledger: Ledger) -> bytes:
@@ -138,7 +145,7 @@ def _write(path: str, data: bytes, fsync: bool) -> None:
             os.fsync(file.fileno())
 
 
-def _outcomes(spec: Settle, reader: _Reader, missing: int) -> Outcomes:
+def _outcomes(spec: Settle, reader: _Reader, found: int, missing: int, notes: bytes) -> Outcomes:
     ledger = reader.ledger
     if spec.segment is None:
         counts = ledger.totals_by([segment for segment, _ in read_origins(spec.stem)])
@@ -155,4 +162,35 @@ def _outcomes(spec: Settle, reader: _Reader, missing: int) -> Outcomes:
         unknown=reader.unknown,
         duplicate=ledger.duplicate,
         torn=reader.torn,
+        found=found,
+        kinds=_kinds(spec, ledger, notes) if errors else (),
     )
+
+
+def _kinds(spec: Settle, ledger: Ledger, notes: bytes) -> tuple[ErrorKind, ...]:
+    """What the first errors are, most frequent ones first, with a few rows of each."""
+    rows: dict[tuple[str, str], list[int]] = {}
+    for row, row_class, file, offset, length in ledger.errors(ERRORS_READ):
+        if file == NOTES and length:
+            reason = reason_of_note(notes[offset : offset + length])
+        else:
+            reason = reason_of(row_class, _line(spec, file, offset, length) if length else None)
+        rows.setdefault((row_class.label, reason), []).append(row)
+    ranked = sorted(rows.items(), key=lambda item: (-len(item[1]), item[1][0]))[:KINDS_TOLD]
+    places = _places(spec)
+    return tuple(
+        ErrorKind(label, reason, len(found), tuple(places[row] for row in found[:PLACES_TOLD]))
+        for (label, reason), found in ranked
+    )
+
+
+def _line(spec: Settle, file: int, offset: int, length: int) -> bytes:
+    with closing(FileIO(str(spec.error if file == ERROR else spec.output))) as source:
+        return os.pread(source.fileno(), min(length, ERROR_BYTES), offset)
+
+
+def _places(spec: Settle) -> list[tuple[int, int]]:
+    """(segment, row in segment) of each line of the shard."""
+    if spec.segment is None:
+        return read_origins(spec.stem)
+    return [(spec.segment, row) for row in read_ids(spec.stem)[0]]

@@ -119,7 +119,7 @@ CANCELLING = (
 
 HIDDEN = (
     "The service counts 20 results of batch … (shard …) and names no file that has them; nothing is bought again without your"
-    " word."
+    " word: --accept-gone error, or --accept-gone rebuy."
 )
 UNKNOWN_WORD = (
     Scenario(

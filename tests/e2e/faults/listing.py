@@ -9,16 +9,18 @@ from tests.e2e.faults.scenario import Scenario, Visit, batches, http, script
 TITLE = "The list and the look-ups"
 LOST_CREATE = http("act_and_drop", "create", times=1)
 UNKNOWN_BATCH = (
-    "The service no longer knows batch …, which runs … rows of shard …; they may have been paid, so nothing is bought again"
-    " without your word."
+    "The service no longer knows batch …, which runs … rows of shard …; they may have been paid: nothing is bought again"
+    " without your word: --accept-gone error, or --accept-gone rebuy."
 )
 NAMELESS = (
     "The service's list shows a batch of this run without saying its id, so what it runs can't be collected; nothing more is"
-    " bought."
+    " bought without your word: --accept-gone error,"
+    " or --accept-gone rebuy."
 )
 ENDLESS = (
     "The service's list does not go on behind its first pages, so a batch further back can't be told from one that was never"
-    " created; nothing more is bought."
+    " created; nothing more is bought without your word: --accept-gone error,"
+    " or --accept-gone rebuy."
 )
 SAME_PAGE = json.dumps(
     {
@@ -35,7 +37,8 @@ SAME_PAGE = json.dumps(
 )  # fmt: skip
 UNKNOWABLE = (
     "The service's list shows batches without metadata and without input file, so a batch that hides can't be told from one"
-    " that was never created; nothing more is bought."
+    " that was never created; nothing more is bought without your word: --accept-gone error,"
+    " or --accept-gone rebuy."
 )
 
 SCENARIOS = (
@@ -85,6 +88,7 @@ SCENARIOS = (
         service="Shows neither metadata nor input file of any batch, and loses the answer of a create.",
         run="Pauses: absence from such a list proves nothing. What is known to run is collected.",
         script=script(batches("view", set={"metadata": None}, drop=["input_file_id"]), LOST_CREATE),
+        config={"adopt_grace_s": 1.0},  # time enough for all others to be created
         visits=(
             Visit(state="paused", code=4, says=UNKNOWABLE, done=30),
             Visit(state="paused", code=4, says=UNKNOWABLE, done=30, mend=True),
@@ -96,6 +100,7 @@ SCENARIOS = (
         service="Loses the answer of a create, and shows that batch without an id.",
         run="Pauses: it can't be followed, and may have been paid. What is known to run is collected.",
         script=script(batches("view", set={"id": None}, times=1), LOST_CREATE),
+        config={"adopt_grace_s": 1.0},  # time enough for all others to be created
         visits=(
             Visit(state="paused", code=4, says=NAMELESS, done=30),
             Visit(state="paused", code=4, says=NAMELESS, done=30, mend=True),
@@ -108,6 +113,7 @@ SCENARIOS = (
         service="Answers every page of the list with the same batch and `has_more`, and loses the answer of a create.",
         run="Pauses: absence from such a list proves nothing. What is known to run is collected.",
         script=script(LOST_CREATE, http("answer", "list", after=2, status=200, body=SAME_PAGE)),
+        config={"adopt_grace_s": 1.0},  # time enough for all others to be created
         visits=(Visit(state="paused", code=4, says=ENDLESS, done=30), GOES_ON),
         least=2,
     ),

@@ -4,13 +4,14 @@ VENV = .venv
 BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constraints.txt
 
-.PHONY: help demo test check bench serve clean
+.PHONY: help demo test check bench chaos serve clean
 
 help:
 	@echo 'make demo    the main job on real data: the functions of the standard library, described by the local server'
 	@echo 'make test    all tests'
 	@echo 'make check   format, lint and types'
 	@echo 'make bench   figures: shard, merge and a whole run, beside their peers'
+	@echo 'make chaos   the real command against the real server, disturbed by CHAOS_SEEDS=100 seeded plans, CHAOS_JOBS=2 at once'
 	@echo 'make serve   the local batch server on port 8377'
 	@echo 'make clean   remove what these made'
 
@@ -44,6 +45,11 @@ $(VENV)/.bench: $(VENV)/.runtime
 
 bench: $(VENV)/.bench
 	@$(BIN)/python -m benchmarks $(BENCH)
+
+CHAOS_SEEDS ?= 100
+CHAOS_JOBS ?= 2
+chaos: $(VENV)/.dev
+	@$(BIN)/python -m tests.chaos --seeds $(CHAOS_SEEDS) --jobs $(CHAOS_JOBS)
 
 serve: $(VENV)/.runtime
 	@$(BIN)/streambatch serve

@@ -37,10 +37,8 @@ def configure(
     given: Service | None = None,
     rows: "Rows | None" = None,
 ) -> Config:
-    """One visit to one run, from parsed options; `given` is a service made by hand. Raises ConfigError.
-
-    With `rows` of a program there are no `inputs`.
-    """
+    """One visit to one run, from parsed options; `given` is a service made by hand, and with `rows` of a program there are no
+    `inputs`. Raises ConfigError."""
     output = _output(values, inputs, rows)
     check_summary_file(values)
     local = values.get("local", False)
@@ -247,7 +245,7 @@ def _output(values: Values, inputs: Sequence[str], rows: "Rows | None") -> str:
         if "run_dir" not in values:
             raise ConfigError("With -o - the run needs a place for its state; name one with --run-dir.")
         return "-"
-    _check_folder(given, "output")
+    check_folder(given, "output")
     path = text_path(given, "output")
     if any(os.path.realpath(path) == os.path.realpath(name) for name in inputs):
         raise ConfigError(f"The output {given} is also an input; name another file.")
@@ -255,11 +253,12 @@ def _output(values: Values, inputs: Sequence[str], rows: "Rows | None") -> str:
 
 
 def check_summary_file(values: Values) -> None:
-    """Refuse at once what could not be written at the end. Raises ConfigError."""
-    _check_folder(values.get("summary_file"), "summary file")
+    """`check_folder` of the summary file."""
+    check_folder(values.get("summary_file"), "summary file")
 
 
-def _check_folder(path: str | None, what: str) -> None:
+def check_folder(path: str | None, what: str) -> None:
+    """Refuse at once a file that could not be written at the end. Raises ConfigError."""
     if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
         why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
         raise ConfigError(f"The {what} {path} {why}; name a file.")

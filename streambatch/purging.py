@@ -10,14 +10,13 @@ from typing import Unpack
 import anyio
 
 from streambatch.api import Path, ReachOptions, connect
-from streambatch.configure import resume
+from streambatch.configure import check_folder, resume
 from streambatch.core.purging import PurgedFile, Receipt
 from streambatch.edge.files import write_atomic
 from streambatch.edge.service import Service
 from streambatch.engine import inspect
 from streambatch.engine.purging import Asked
 from streambatch.engine.purging import purge as purge_run
-from streambatch.errors import ConfigError
 from streambatch.options import parse_all
 from streambatch.reports import document
 from streambatch.syncing import need_asyncio, own_loop
@@ -45,7 +44,7 @@ async def purge(
     """
     need_asyncio("purge_sync")
     if receipt is not None:
-        _check_receipt(os.fspath(receipt))
+        check_folder(os.fspath(receipt), "receipt")
     folder = inspect.find_run_dir(os.fspath(run))
     config = resume(*inspect.started(folder), folder, parse_all(options), os.environ, service)
     made = await purge_run(config, connect, Asked(dry_run=dry_run, everything=all, local=local))
@@ -68,12 +67,6 @@ def purge_sync(
     return own_loop(
         partial(purge, run, local=local, dry_run=dry_run, all=all, receipt=receipt, service=service, **options)
     )
-
-
-def _check_receipt(path: str) -> None:
-    """Refuse at once what could not be written at the end. Raises ConfigError."""
-    if os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path))):
-        raise ConfigError(f"The receipt {path} is a folder, or lies in one that does not exist; name a file.")
 
 
 __all__ = ["PurgedFile", "Receipt", "purge", "purge_sync"]

@@ -20,14 +20,15 @@ import msgspec
 from streambatch.api import RunOptions, Source, config_of, connect, values_of
 from streambatch.config import Config
 from streambatch.core import events as e
-from streambatch.core.jobs import MergePart
 from streambatch.core.models import Shard
 from streambatch.core.report import Progress, Summary
-from streambatch.edge.files import RunFiles, in_thread
+from streambatch.edge import lookbacks
+from streambatch.edge.files import RunFiles, in_thread, segment_name
 from streambatch.edge.jobs import storage_error
 from streambatch.edge.journal import SegmentRow, Store, read_only
 from streambatch.edge.rawfiles import pieces_of
 from streambatch.edge.readout import Ended, Readout, read
+from streambatch.edge.segmentfiles import part_of
 from streambatch.edge.service import Service
 from streambatch.engine import REAL, Listener
 from streambatch.engine import run as run_engine
@@ -166,12 +167,12 @@ class Results:
         if not self._files.journal.exists():
             return
         with read_only(str(self._files.journal)) as store:
-            if store.any_swept():
+            if lookbacks.any_swept(store):
                 raise ConfigError(
                     f"The run in {self.run_dir} was begun without keep_spool: its first rows are only in its output; use another"
                     " run_dir."
                 )
-            self._known, _ = store.next_event(0)
+            self._known, _ = lookbacks.next_event(store, 0)
         self._readable = True
 
     def _hear(self, notice: Notice) -> None:
@@ -232,7 +233,7 @@ class Results:
     def _look(self) -> None:
         """Find the ends of the next entry's rows, if there is one: all of it, or nothing of it."""
         with read_only(str(self._files.journal)) as store:
-            at, event = store.next_event(self._at, *self._kinds)
+            at, event = lookbacks.next_event(store, self._at, *self._kinds)
             if event is not None:
                 started = store.last(e.Started)
                 if started is None:
@@ -265,7 +266,7 @@ class Results:
             case e.Settled(shard=name):
                 shard = store.shard(name)
                 parts = [] if shard is None else [shard]
-                for index in store.touched(name):
+                for index in lookbacks.touched(store, name):
                     yield self._readout(store, index, parts, bad=False)
             case e.Merged(segment=index):
                 yield self._readout(store, index, store.parts(index), bad=True)
@@ -280,14 +281,9 @@ class Results:
             first_ordinal=row.segment.first_ordinal,
             lines=row.segment.lines,
             source_hash=row.source_hash,
-            parts=tuple(self._part(shard) for shard in parts),
+            parts=tuple(part_of(self._files, shard) for shard in parts),
             bad=self._bad(row) if bad else None,
         )
 
-    def _part(self, shard: Shard) -> MergePart:
-        stem = self._files.stem(shard.name)
-        output, error = (f"{stem}.output" if shard.output_id else None), (f"{stem}.error" if shard.error_id else None)
-        return MergePart(stem, shard.segment, output, error)
-
     def _bad(self, row: SegmentRow) -> str | None:
-        return self._files.path(f"{row.segment.index:06d}", ".bad") if row.bad or row.skipped else None
+        return self._files.path(segment_name(row.segment.index), ".bad") if row.bad or row.skipped else None

@@ -5,9 +5,11 @@ fewest; within a model the oldest segment goes first.
 """
 
 import heapq
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
+
+from streambatch.core import lifecycle
 
 HELD_AHEAD = 4  # times `sealed_ahead`: all that may wait, models that the service holds back included
 
@@ -160,3 +162,25 @@ def poll_plan(in_flight: int, fixed_s: float | None, idle_s: float) -> PollPlan:
     """
     wait = fixed_s if fixed_s is not None else min(60.0, max(5.0, idle_s / 10))
     return PollPlan(pages=-(-in_flight // 100), lookups=max(2, in_flight // 20), wait_s=wait)
+
+
+def by_model(rows: Sequence[tuple[str, str, int, int]], uploading: Mapping[str, int]) -> list[Queue]:
+    """Rows of (model, state, shards, oldest segment) as one queue per model, in the order of the models' names."""
+    counts: dict[str, dict[str, int]] = {}
+    oldest: dict[str, int] = {}
+    for model, state, count, first in rows:
+        counts.setdefault(model, {})[state] = count
+        if state in ("sealed", "uploaded"):
+            oldest[model] = min(first, oldest.get(model, first))
+    return [
+        Queue(
+            model=model,
+            sealed=of.get("sealed", 0) - uploading.get(model, 0),
+            uploading=uploading.get(model, 0),
+            uploaded=of.get("uploaded", 0),
+            in_flight=sum(of.get(state.value, 0) for state in lifecycle.IN_FLIGHT),
+            held=of.get("submitted", 0),
+            oldest=oldest.get(model, 0),
+        )
+        for model, of in sorted(counts.items())
+    ]

@@ -74,6 +74,11 @@ def disk(what: str) -> Iterator[None]:
         raise StorageError(f"{what} failed: {why}. {advice}, then run the same command again.") from error
 
 
+def segment_name(index: int) -> str:
+    """The name of a segment's own spool files."""
+    return f"{index:06d}"
+
+
 class RunFiles:
     """Names and files of one run directory (mode 0700, files 0600)."""
 
@@ -122,7 +127,7 @@ class RunFiles:
 
     def raw(self, segment: int) -> str:
         """The rows of a segment that came from serial inputs."""
-        return self.path(f"{segment:06d}", ".raw")
+        return self.path(segment_name(segment), ".raw")
 
     # -- durable names
 

@@ -18,7 +18,7 @@ import msgspec
 from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
 from streambatch.core.models import Segment, Shard, ShardState
-from streambatch.core.scheduling import Queue
+from streambatch.core.scheduling import Queue, by_model
 from streambatch.edge import projection
 from streambatch.edge.failpoints import Failpoints
 from streambatch.edge.files import Blocking
@@ -138,30 +138,6 @@ class Store:
         for (body,) in self._db.execute("SELECT body FROM events ORDER BY seq"):
             yield _events.decode(body)
 
-    def next_event(self, after: int, *kinds: type[e.Event]) -> tuple[int, e.AnyEvent | None]:
-        """The first event of these kinds behind entry `after`, with its entry; where there is none, the newest entry and None."""
-        newest = self._db.execute("SELECT MAX(seq) FROM events").fetchone()[0]
-        marks = ",".join("?" * len(kinds))
-        query = f"SELECT seq, body FROM events WHERE seq > ? AND kind IN ({marks}) ORDER BY seq LIMIT 1"
-        row = self._db.execute(query, (after, *(kind.__name__ for kind in kinds))).fetchone()
-        if row is None:
-            return (after if newest is None else max(after, newest)), None
-        return row[0], _events.decode(row[1])
-
-    def published_before(self) -> e.Publishing | None:
-        """What this run published last, though it may have been opened again since."""
-        query = """SELECT body FROM events WHERE kind='Publishing'
-                   AND seq < (SELECT MAX(seq) FROM events WHERE kind='Published') ORDER BY seq DESC LIMIT 1"""
-        row = self._db.execute(query).fetchone()
-        return None if row is None else msgspec.json.decode(row[0], type=e.Publishing)
-
-    def flown_since(self) -> float | None:
-        """When the newest batch that is in flight was created, unix seconds; None where there is none."""
-        query = """SELECT MAX(e.at) FROM shards s JOIN events e ON e.shard = s.name
-                   WHERE s.state = 'submitted' AND e.kind = 'Submitted'"""
-        row = self._db.execute(query).fetchone()
-        return None if row[0] is None else float(row[0])
-
     def span(self) -> tuple[float, float]:
         """When the first and the newest event were written, unix seconds."""
         ends = [
@@ -224,7 +200,7 @@ class Store:
         rows = self._db.execute(query).fetchall()
         marks = ",".join("?" * len(uploading))
         query = f"SELECT model, COUNT(*) FROM shards WHERE name IN ({marks}) AND state='sealed' GROUP BY model"
-        return _queues(rows, dict(self._db.execute(query, list(uploading))))
+        return by_model(rows, dict(self._db.execute(query, list(uploading))))
 
     def oldest(self, state: ShardState, model: str, limit: int) -> list[str]:
         """Names of the shards of a model in a state, oldest segment first."""
@@ -252,16 +228,6 @@ class Store:
         """Settled shards whose files are still in the spool, oldest segment first."""
         query = "SELECT body FROM shards WHERE swept=0 AND state='settled' ORDER BY last_segment LIMIT ?"
         return [_shards.decode(b) for (b,) in self._db.execute(query, (limit,))]
-
-    def any_swept(self) -> bool:
-        """Whether files of a settled shard have left the spool."""
-        query = "SELECT 1 FROM shards WHERE swept=1 AND state='settled' LIMIT 1"
-        return self._db.execute(query).fetchone() is not None
-
-    def touched(self, shard: str) -> list[int]:
-        """The segments that a shard has rows of, ascending."""
-        query = "SELECT segment FROM touches WHERE shard=? ORDER BY segment"
-        return [segment for (segment,) in self._db.execute(query, (shard,))]
 
     def mark_swept(self, names: Sequence[str]) -> None:
         """Note that the spool files of these shards are gone: housekeeping, no event."""
@@ -330,28 +296,6 @@ class Store:
     def ask(self, query: str, *values: object) -> list[tuple[Any, ...]]:
         """Rows of the tables, for questions that are asked in modules of their own."""
         return self._db.execute(query, values).fetchall()
-
-
-def _queues(rows: Sequence[tuple[str, str, int, int]], uploading: dict[str, int]) -> list[Queue]:
-    """Counts by (model, state) as one row per model, in the order of the models' names."""
-    counts: dict[str, dict[str, int]] = {}
-    oldest: dict[str, int] = {}
-    for model, state, count, first in rows:
-        counts.setdefault(model, {})[state] = count
-        if state in ("sealed", "uploaded"):
-            oldest[model] = min(first, oldest.get(model, first))
-    return [
-        Queue(
-            model=model,
-            sealed=of.get("sealed", 0) - uploading.get(model, 0),
-            uploading=uploading.get(model, 0),
-            uploaded=of.get("uploaded", 0),
-            in_flight=sum(of.get(state.value, 0) for state in lifecycle.IN_FLIGHT),
-            held=of.get("submitted", 0),
-            oldest=oldest.get(model, 0),
-        )
-        for model, of in sorted(counts.items())
-    ]
 
 
 def _private(path: str) -> None:

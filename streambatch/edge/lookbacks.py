@@ -1,9 +1,47 @@
-"""Questions to the event log about what was: asked seldom, by the policies. Knows no policy."""
+"""Questions to the journal about what was: asked seldom, or once per entry. Knows no policy."""
 
 import msgspec
 
 from streambatch.core import events as e
 from streambatch.edge.journal import Store
+
+_events = msgspec.json.Decoder(e.AnyEvent)
+
+
+def next_event(store: Store, after: int, *kinds: type[e.Event]) -> tuple[int, e.AnyEvent | None]:
+    """The first event of these kinds behind entry `after`, with its entry; where there is none, the newest entry and None."""
+    [(newest,)] = store.ask("SELECT MAX(seq) FROM events")
+    marks = ",".join("?" * len(kinds))
+    query = f"SELECT seq, body FROM events WHERE seq > ? AND kind IN ({marks}) ORDER BY seq LIMIT 1"
+    for seq, body in store.ask(query, after, *(kind.__name__ for kind in kinds)):
+        return seq, _events.decode(body)
+    return (after if newest is None else max(after, newest)), None
+
+
+def published_before(store: Store) -> e.Publishing | None:
+    """What this run published last, though it may have been opened again since."""
+    query = """SELECT body FROM events WHERE kind='Publishing'
+               AND seq < (SELECT MAX(seq) FROM events WHERE kind='Published') ORDER BY seq DESC LIMIT 1"""
+    rows = store.ask(query)
+    return msgspec.json.decode(rows[0][0], type=e.Publishing) if rows else None
+
+
+def flown_since(store: Store) -> float | None:
+    """When the newest batch that is in flight was created, unix seconds; None where there is none."""
+    query = """SELECT MAX(e.at) FROM shards s JOIN events e ON e.shard = s.name
+               WHERE s.state = 'submitted' AND e.kind = 'Submitted'"""
+    [(at,)] = store.ask(query)
+    return None if at is None else float(at)
+
+
+def any_swept(store: Store) -> bool:
+    """Whether files of a settled shard have left the spool."""
+    return bool(store.ask("SELECT 1 FROM shards WHERE swept=1 AND state='settled' LIMIT 1"))
+
+
+def touched(store: Store, shard: str) -> list[int]:
+    """The segments that a shard has rows of, ascending."""
+    return [index for (index,) in store.ask("SELECT segment FROM touches WHERE shard=? ORDER BY segment", shard)]
 
 
 def settled_last(store: Store, limit: int) -> list[e.Settled]:

@@ -6,17 +6,33 @@ Blocking; holds one line of each file at a time. What is made of them is its rea
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 import msgspec
 import xxhash
 
 from streambatch.core.jobs import BadRow, MergePart, Piece
+from streambatch.core.models import Shard
 from streambatch.core.settling import RECORD
 from streambatch.edge.sidecars import read_ids, read_origins
 from streambatch.edge.sources import read_lines
 from streambatch.errors import JournalError
 
+if TYPE_CHECKING:  # it brings an event loop along
+    from streambatch.edge.files import RunFiles
+
 MAX_ROW_BYTES = 32 << 20  # of the user's rows that are given back
+
+
+def part_of(files: "RunFiles", shard: Shard) -> MergePart:
+    """A settled shard's place in the spool."""
+    stem = files.stem(shard.name)
+    return MergePart(
+        stem=stem,
+        segment=shard.segment,
+        output=f"{stem}.output" if shard.output_id else None,
+        error=f"{stem}.error" if shard.error_id else None,
+    )
 
 
 def read_outcome(part: MergePart) -> bytes:

@@ -2,10 +2,11 @@
 
 from streambatch.core import events as e
 from streambatch.core import jobs, lifecycle
-from streambatch.core.models import Shard, ShardState
+from streambatch.core.models import ShardState
+from streambatch.edge.files import segment_name
 from streambatch.edge.journal import SegmentRow, Store
+from streambatch.edge.segmentfiles import part_of
 from streambatch.engine.context import Visit
-from streambatch.engine.maker import segment_name
 from streambatch.engine.pool import Pool
 from streambatch.engine.scheduler import may_seal, queues
 from streambatch.errors import JournalError
@@ -106,7 +107,7 @@ class Collector:
             lines=segment.lines,
             rows=row.rows,
             source_hash=row.source_hash,
-            parts=tuple(self._part(shard) for shard in parts),
+            parts=tuple(part_of(visit.files, shard) for shard in parts),
             bad=visit.files.path(name, ".bad") if row.bad or row.skipped else None,
             emit=settings.emit,
             column=settings.column,
@@ -114,15 +115,6 @@ class Collector:
             id_field=settings.shaping.id_field,
             out=visit.files.path(name, f".merged{visit.files.suffix}"),
             err=visit.files.path(name, f".failed{visit.files.suffix}"),
-        )
-
-    def _part(self, shard: Shard) -> jobs.MergePart:
-        stem = self._visit.files.stem(shard.name)
-        return jobs.MergePart(
-            stem=stem,
-            segment=shard.segment,
-            output=f"{stem}.output" if shard.output_id else None,
-            error=f"{stem}.error" if shard.error_id else None,
         )
 
     async def _clean_last(self) -> None:

@@ -13,6 +13,7 @@ from streambatch.core import events as e
 from streambatch.core import jobs
 from streambatch.core.models import Segment, Shard
 from streambatch.core.rows import why_stop
+from streambatch.edge.files import segment_name
 from streambatch.edge.journal import SegmentRow, Store
 from streambatch.edge.rawfiles import RawWriter
 from streambatch.edge.scanning import Scan, scan
@@ -201,8 +202,3 @@ class Maker:
         rows = (await visit.journal.read(Store.totals)).get("rows", 0)
         limited = visit.config.limit is not None and rows >= visit.config.limit
         await visit.journal.append(e.Exhausted(ordinals=ordinals, limited=limited, inputs=visit.started.inputs))
-
-
-def segment_name(index: int) -> str:
-    """The name of a segment's own spool files."""
-    return f"{index:06d}"

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from streambatch.core import events as e
 from streambatch.edge import files as disk
+from streambatch.edge import lookbacks
 from streambatch.edge.files import Blocking, RunFiles
 from streambatch.edge.journal import Journal, Store
 from streambatch.errors import ConfigError
@@ -55,7 +56,7 @@ class Publisher:
         """What came to stand at our names while the run worked is somebody's. Raises ConfigError."""
         if self._overwrite:
             return
-        mine = await self._journal.read(Store.published_before)
+        mine = await self._journal.read(lookbacks.published_before)
         pairs = [(self._files.errors, self.errors, mine and mine.errors_hash)]
         if self._output != "-":
             pairs.append((self._files.output, self._output, mine and mine.output_hash))

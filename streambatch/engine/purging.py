@@ -30,15 +30,15 @@ from streambatch.core.purging import (
 from streambatch.core.wire import BatchInfo
 from streambatch.edge import failpoints, remotes
 from streambatch.edge.client import BatchApi
+from streambatch.edge.fetching import GONE
 from streambatch.edge.files import RunFiles, RunLock
 from streambatch.edge.journal import Journal, Store
+from streambatch.engine.adoption import MARGIN_S
 from streambatch.engine.house import REAL, Connect, House
 from streambatch.errors import ApiError, ConfigError, StreambatchError
 
 SCHEMA_VERSION = 1
-MARGIN_S = 60.0  # between the service's clocks of a list and of a file
 AT_ONCE = 4
-GONE = (404, 410)
 NO_LIST = (400, 404, 405, 501)  # of a service that has no list of files
 NOBODYS = (401, 403, 408, 429)  # about who asks, or the pace: the next file would fare no better
 

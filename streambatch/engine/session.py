@@ -13,6 +13,7 @@ from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
 from streambatch.core.models import ShardState
 from streambatch.core.report import Summary
+from streambatch.edge import lookbacks
 from streambatch.edge.client import BatchApi
 from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
@@ -232,7 +233,7 @@ class Session:
 
     def _when(self) -> str:
         """When to come again, in words."""
-        since = self._store.flown_since()
+        since = lookbacks.flown_since(self._store)
         if since is None:
             return ""
         last = datetime.fromtimestamp(since + WINDOW_S).astimezone()

@@ -1,5 +1,6 @@
 """Whatever is uploaded, in whatever pieces: the server answers, stays up, and brings the batch to an end that adds up."""
 
+import contextlib
 import json
 import logging
 import socket
@@ -69,13 +70,11 @@ def raw(wire: Wire, pieces: list[bytes]) -> Answer:
     with socket.create_connection((wire.host, wire.port), timeout=TIMEOUT_S) as connection:
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         said = bytearray()
-        try:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # it had heard enough
             for piece in pieces:
                 connection.sendall(piece)
             while block := connection.recv(1 << 16):
                 said += block
-        except (BrokenPipeError, ConnectionResetError):  # it had heard enough
-            pass
     head, _, body = bytes(said).partition(b"\r\n\r\n")
     if not head:
         return Answer(None, b"")

@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet -c constr
 
 help:
 	@echo 'make demo    the main job on real data: the functions of the standard library, described by the local server'
-	@echo 'make test    all tests'
+	@echo 'make test    all tests, in TEST_PROCESSES=2 processes'
 	@echo 'make check   format, lint and types'
 	@echo 'make bench   figures: shard, merge and a whole run, beside their peers'
 	@echo 'make chaos   the real command against the real server, disturbed by CHAOS_SEEDS=100 seeded plans, CHAOS_JOBS=2 at once'
@@ -29,8 +29,9 @@ $(VENV)/.dev: $(VENV)/.runtime
 demo: $(VENV)/.runtime
 	@$(BIN)/python -m benchmarks.demo
 
+TEST_PROCESSES ?= 2
 test: $(VENV)/.dev
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest --numprocesses $(TEST_PROCESSES) --dist worksteal
 
 check: $(VENV)/.dev
 	@$(BIN)/ruff format --check .

@@ -27,7 +27,8 @@ from streambatch.core.report import Progress, Status, Summary
 from streambatch.core.retry import RetryPolicy
 from streambatch.edge.clock import SystemClock
 from streambatch.edge.feeds import Rows, split_source
-from streambatch.edge.files import RunFiles, is_locked, write_atomic
+from streambatch.edge.files import RunFiles, write_atomic
+from streambatch.edge.locking import is_locked
 from streambatch.edge.retrying import RetryingApi
 from streambatch.edge.service import Service
 from streambatch.engine import Listener, inspect
@@ -112,6 +113,7 @@ class RunOptions(ShapeOptions, ServiceOptions, total=False):
     workers: int
     limit: int
     remote_files: str
+    max_spool_bytes: Size
     keep_spool: bool
     adopt_grace: Duration
     stuck_after: Duration

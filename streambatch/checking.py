@@ -41,6 +41,10 @@ class Target(msgspec.Struct, frozen=True):
 async def check(values: Mapping[str, Any], environ: Mapping[str, str], given: Service | None = None) -> c.Checks:
     """Check what the options say, or the service `given`. Whatever is wrong comes back as a failed check."""
     try:
+        configure.profile(values)
+    except ConfigError as error:
+        return _stopped("", "profile", error)
+    try:
         target = await _target(values, environ, given)
     except ConfigError as error:
         return _stopped("", "address", error)
@@ -77,7 +81,8 @@ async def look(target: Target) -> c.Checks:
 def _stopped(base_url: str, at: str, error: ConfigError) -> c.Checks:
     """What can't begin: one failure, and the rest not tried."""
     said = f"Not tried: see {at}."
-    rest = (c.failed(name, error) if name == at else c.Check(name, "skipped", said) for name in NAMES)
+    names = NAMES if at in NAMES else (at, *NAMES)
+    rest = (c.failed(name, error) if name == at else c.Check(name, "skipped", said) for name in names)
     return c.conclude(base_url, (*rest, _versions()))
 
 

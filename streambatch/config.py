@@ -64,6 +64,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True):
     limit: int | None = None
     if_exists: str = "fail"  # fail | skip | overwrite
     remote_files: str = "inputs"  # inputs | keep | delete | expire:SECONDS
+    max_spool_bytes: int | None = None  # None: no bound but the disk
     keep_spool: bool = False  # the files of merged rows stay in the spool
     retry: RetryPolicy = RetryPolicy()
     labels: tuple[tuple[str, str], ...] = ()

@@ -39,16 +39,19 @@ def configure(
 ) -> Config:
     """One visit to one run, from parsed options; `given` is a service made by hand, and with `rows` of a program there are no
     `inputs`. Raises ConfigError."""
-    output = _output(values, inputs, rows)
+    from streambatch.edge import pointers  # brings an event loop along
+
+    output, run_id = _output(values, inputs, rows), _run_id(values)
     check_summary_file(values)
+    check_spool(values)
     local = values.get("local", False)
     as_given = {name: values[name] for name in _AS_GIVEN if name in values}
     return Config(
         inputs=tuple(inputs),
         rows=rows,
         output=output,
-        run_dir=_run_dir(output, values),
-        run_id=_run_id(values),
+        run_dir=pointers.run_dir(output, values.get("run_dir"), run_id, values.get("if_exists", "fail")),
+        run_id=run_id,
         service=_service(values, environ, given, profile(values)),
         command=command,
         asked=asked(values),
@@ -78,6 +81,7 @@ _AS_GIVEN = (
     "once",
     "limit",
     "if_exists",
+    "max_spool_bytes",
     "keep_spool",
     "accept_gone",
 )
@@ -127,10 +131,21 @@ def resume(
 def _embedded(opened: Opened) -> dict[str, Any]:
     """The embedded server's pace and seed, and what becomes of rows and of files here and there, as the last visit had them."""
     options: dict[str, Any] = msgspec.json.decode(opened.options)
-    return {name: options[name] for name in _REMEMBERED if name in options}
+    known = {name: options[name] for name in _REMEMBERED if name in options}
+    if "max_errors" in options:
+        known["max_errors"] = msgspec.convert(options["max_errors"], ErrorAllowance)
+    return known
 
 
-_REMEMBERED = ("local_seed", "local_speed", "remote_files", "max_attempts", "keep_spool", "adopt_grace_s")
+_REMEMBERED = (
+    "local_seed",
+    "local_speed",
+    "remote_files",
+    "max_attempts",
+    "max_spool_bytes",
+    "keep_spool",
+    "adopt_grace_s",
+)
 
 
 # -- policies that other commands share
@@ -232,6 +247,12 @@ def _remote_files(values: Values) -> str:
     return asked
 
 
+def check_spool(values: Values) -> None:
+    """Raises ConfigError where the spool is to be bounded and to be kept."""
+    if values.get("keep_spool") and "max_spool_bytes" in values:
+        raise ConfigError("keep_spool, which stream() needs too, keeps the files that max_spool_bytes would bound; leave one out.")
+
+
 # -- the run
 
 
@@ -262,15 +283,6 @@ def check_folder(path: str | None, what: str) -> None:
     if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
         why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
         raise ConfigError(f"The {what} {path} {why}; name a file.")
-
-
-def _run_dir(output: str, values: Values) -> str:
-    if (given := values.get("run_dir")) is not None:
-        return text_path(given, "run directory")
-    beside = f"{output}.run"
-    if os.path.isfile(beside):  # an earlier visit put the run elsewhere
-        return os.path.abspath(_read(beside, "The pointer").strip())
-    return beside
 
 
 def _run_id(values: Values) -> str | None:

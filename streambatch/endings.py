@@ -26,10 +26,8 @@ def of_error(error: StreambatchError, output: str, run_dir: str, command: str | 
     )
     goes_on = None if isinstance(error, ConfigError) else command  # after a ConfigError another command is needed
     summary = as_far_as_known(state, error.exit_code, str(error), output, run_dir, goes_on)
-    lost = (
-        isinstance(error, JournalError) and not summary.run_id
-    )  # the error says what to do: the same command can't go on
-    return msgspec.structs.replace(summary, next_command=None) if lost else summary
+    begun = summary.run_id or not isinstance(error, JournalError | SourceError)
+    return summary if begun else msgspec.structs.replace(summary, next_command=None)  # the error says what to do
 
 
 def as_far_as_known(state: str, code: int, message: str, output: str, run_dir: str, command: str | None) -> Summary:

@@ -61,11 +61,13 @@ class ApiError(StreambatchError):
 
 
 class JournalError(StreambatchError):
-    """The disk, or damage in the run directory; `hint` says what to try."""
+    """The disk, or damage in the run directory; `hint` says what to try. What is damaged must be changed by you first."""
 
-    def __init__(self, message: str, *, hint: str = "") -> None:
+    def __init__(self, message: str, *, hint: str = "", damaged: bool = False) -> None:
         super().__init__(f"{message} {hint}".strip())
         self.hint = hint
+        if damaged:
+            self.exit_code = 2
 
 
 class StorageError(StreambatchError):

@@ -32,7 +32,7 @@ class Kind(Enum):
 
 
 class Option(NamedTuple):
-    """One option. `default` is what a reader is told; `on` names the commands that take it; `least` bounds a count."""
+    """One option. `default` is what a reader is told; `on` names the commands that take it; `least` bounds a count or a time."""
 
     name: str
     kind: Kind
@@ -40,7 +40,7 @@ class Option(NamedTuple):
     default: str = "none"
     on: str = "run"
     choices: tuple[str, ...] = ()
-    least: int = 0
+    least: float = 0
     short: str = ""
     terminal: bool = False  # about the terminal: no keyword of the library
 
@@ -119,10 +119,18 @@ OPTIONS: tuple[Option, ...] = (
         "Files at the service: delete inputs once merged, keep all, delete all once merged, or let them expire.",
         "inputs",
     ),
+    Option(
+        "max_spool_bytes", Kind.SIZE, "Bytes in the spool; the next segment in turn may be above.", "no bound", least=1
+    ),
     Option("keep_spool", Kind.FLAG, "Keep the files of rows that are merged.", "off"),
     # -- time
     Option(
-        "poll_interval", Kind.DURATION, "Between two looks at the batches.", "adaptive, 5 s to 60 s", on="run cancel"
+        "poll_interval",
+        Kind.DURATION,
+        "Between two looks at the batches.",
+        "adaptive, 5 s to 60 s",
+        "run cancel",
+        least=0.01,
     ),
     Option("adopt_grace", Kind.DURATION, "How long a batch may take to show in the list.", "120 s; 1 s with --local"),
     Option("stuck_after", Kind.DURATION, "Give up a batch that is so long past its end, or does not cancel.", "2h"),
@@ -251,6 +259,8 @@ def _duration(option: Option, value: object) -> float:
     known = _seconds(value.replace(" ", "")) if isinstance(value, str) else value
     if isinstance(known, bool) or not isinstance(known, int | float) or not 0 <= known < 1e9:
         raise _ValueFaultError(f"{value!r} is no time; write a number of seconds, or 30m, or 1h30m")
+    if known < option.least:
+        raise _ValueFaultError(f"{value!r} is less than {option.least:g} s")
     return float(known)
 
 

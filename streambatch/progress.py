@@ -27,6 +27,10 @@ Notice = e.AnyEvent | Progress
 LINE_EVERY_S = 10.0
 REFRESHES_PER_S = 4
 SHOWN_REASONS = 5
+EXCLUSIVE = (
+    "The run directory is not on a local disk, so its journal is locked while the run works; streambatch status shows a snapshot"
+    " that is a few seconds old."
+)
 
 
 def put(stream: TextIO, line: str) -> None:
@@ -80,6 +84,8 @@ class Lines(AbstractContextManager["Lines"]):
         if isinstance(notice, e.Started | Progress) and not self._announced:
             self._announced = True
             put(self._stream, started_line(notice.run_id))
+        if isinstance(notice, e.Opened) and notice.exclusive:
+            put(self._stream, EXCLUSIVE)
         if isinstance(notice, Progress) and (notice.phase != self._phase or self._clock() >= self._due):
             self._phase, self._due = notice.phase, self._clock() + LINE_EVERY_S
             put(self._stream, progress_line(notice))
@@ -111,6 +117,8 @@ class Live(AbstractContextManager["Live"]):
         if isinstance(notice, e.Started | Progress) and not self._announced:
             self._announced = True
             self._display.console.print(started_line(notice.run_id), markup=False)
+        if isinstance(notice, e.Opened) and notice.exclusive:
+            self._display.console.print(EXCLUSIVE, markup=False)
         if isinstance(notice, Progress):
             self._last, self._heard = notice, time.monotonic()
 

@@ -11,7 +11,20 @@ from streambatch.errors import StorageError
 
 def document(report: object) -> bytes:
     """A report as one JSON document with a final newline."""
-    return msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+    try:
+        data = msgspec.json.encode(report)
+    except UnicodeEncodeError:  # a path that is no text in any encoding
+        data = msgspec.json.encode(_as_text(msgspec.to_builtins(report)))
+    return msgspec.json.format(data, indent=2) + b"\n"
+
+
+def _as_text(value: Any) -> Any:
+    """The same with the bytes of paths that are no text replaced."""
+    if isinstance(value, dict):
+        return {name: _as_text(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_as_text(part) for part in value]
+    return value.encode(errors="surrogateescape").decode(errors="replace") if isinstance(value, str) else value
 
 
 def tell(report: object, values: Mapping[str, Any]) -> None:

@@ -218,12 +218,19 @@ class Steps:
             max_attempts=self._order.max_attempts,
             output=f"{stem}.output" if shard.output_id else None,
             error=f"{stem}.error" if shard.error_id else None,
-            executed=not (shard.status == "failed" and not shard.output_id and not shard.error_id),
+            executed=_executed(shard, end),
             user_cancel=shard.cancel_asked,
             refused=() if end is None else end.refused,
             suffix=self._files.suffix,
             gone=shard.gone,
         )
+
+
+def _executed(shard: Shard, end: e.BatchFinished | None) -> bool:
+    """Whether its batch may have run any row: not one that failed without files, unless it counts rows beside those it named."""
+    if shard.status != "failed" or shard.output_id or shard.error_id:
+        return True
+    return end is not None and not end.refused and bool(end.completed + end.failed)
 
 
 def _settled(shard: Shard, made: jobs.Outcomes, gap: int) -> e.Settled:

@@ -9,10 +9,11 @@ import os
 import shutil
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import chain
-from typing import Any, Literal, Unpack, get_args
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Unpack, get_args
 
 import anyio
 import msgspec
@@ -25,7 +26,7 @@ from streambatch.core.report import Progress, Summary
 from streambatch.edge import lookbacks
 from streambatch.edge.files import RunFiles, in_thread, segment_name
 from streambatch.edge.jobs import storage_error
-from streambatch.edge.journal import SegmentRow, Store, read_only
+from streambatch.edge.journal import Journal, SegmentRow, Store, read_only
 from streambatch.edge.rawfiles import pieces_of
 from streambatch.edge.readout import Ended, Readout, read
 from streambatch.edge.segmentfiles import part_of
@@ -45,8 +46,7 @@ LOOK_AGAIN_S = 5.0
 NOT_HERE = ("output", "emit", "column", "if_exists", "summary_file")
 
 
-@asynccontextmanager
-async def stream(
+def stream(
     source: Source,
     *,
     prompt: str | None = None,
@@ -54,7 +54,7 @@ async def stream(
     service: Service | None = None,
     on_event: Listener | None = None,
     **options: Unpack[RunOptions],
-) -> AsyncIterator["Results"]:
+) -> "Stream":
     """Run `source` and hand out each row's outcome: `async with stream(rows, ...) as results: async for outcome in results`.
 
     `order` is "completion" (as batches end) or "input". A reader that is slow slows the run: while the outcomes of a few
@@ -64,7 +64,44 @@ async def stream(
 
     Reading raises what `run` raises, and Paused where the run waits for a word of the user, after all that is here.
     """
-    need_asyncio("run_sync")
+    return Stream(lambda: _streamed(source, prompt, order, service, on_event, options))
+
+
+class Stream(AbstractAsyncContextManager["Results"]):
+    """What `stream` returns: entered once, with `async with`."""
+
+    def __init__(self, enter: Callable[[], AbstractAsyncContextManager["Results"]]) -> None:
+        self._enter = enter
+        self._entered: AbstractAsyncContextManager[Results] | None = None
+
+    async def __aenter__(self) -> "Results":
+        if self._entered is not None:
+            raise ConfigError("This stream() was entered before; call stream() again for another visit to the run.")
+        self._entered = self._enter()
+        return await self._entered.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool | None:
+        assert self._entered is not None
+        return await self._entered.__aexit__(kind, error, trace)
+
+    def __aiter__(self) -> NoReturn:
+        raise ConfigError(
+            "stream() is entered first: async with stream(...) as results, and in it async for outcome in results."
+        )
+
+
+@asynccontextmanager
+async def _streamed(
+    source: Source,
+    prompt: str | None,
+    order: Order,
+    service: Service | None,
+    on_event: Listener | None,
+    options: RunOptions,
+) -> AsyncIterator["Results"]:
+    need_asyncio("stream() under asyncio, or run_sync")
     if order not in get_args(Order):
         raise ConfigError(f"order: {order!r} is none of {', '.join(get_args(Order))}.")
     config = await _config(source, prompt, service, options)
@@ -134,6 +171,7 @@ class Results:
         self._bell = Bell()
         self._failure: StreambatchError | None = None
         self._ended = False  # the engine
+        self._journal: Journal | None = None  # where the engine keeps it to itself
         self._readable = False  # the journal
         self._known = 0  # the journal's last entry before this visit
         self._at = 0  # the entry that is being handed out
@@ -154,7 +192,7 @@ class Results:
         """The engine's visit. What goes wrong is told to the reader, in turn."""
         try:
             await in_thread(self._before)
-            house = msgspec.structs.replace(REAL, brake=self._brake)
+            house = msgspec.structs.replace(REAL, brake=self._brake, opened=self._take_journal)
             self.summary = await run_engine(self._config, connect, self._hear, house=house)
         except StreambatchError as error:
             self._failure = error
@@ -174,6 +212,9 @@ class Results:
                 )
             self._known, _ = lookbacks.next_event(store, 0)
         self._readable = True
+
+    def _take_journal(self, journal: Journal) -> None:
+        self._journal = None if journal.shared else journal
 
     def _hear(self, notice: Notice) -> None:
         if isinstance(notice, self._counts):
@@ -205,7 +246,7 @@ class Results:
         while True:
             ticket, last_look = self._bell.ticket(), self._ended
             if self._readable:
-                await in_thread(self._look)
+                await self._look()
             if self._unit is not None:
                 return True
             if last_look:
@@ -230,19 +271,30 @@ class Results:
 
     # -- the run directory
 
-    def _look(self) -> None:
-        """Find the ends of the next entry's rows, if there is one: all of it, or nothing of it."""
+    async def _look(self) -> None:
+        """Find the ends of the next entry's rows, if there is one."""
+        if self._journal is not None and not self._ended:
+            with contextlib.suppress(JournalError):  # the engine closed it meanwhile, and now everybody may read
+                await self._journal.read(self._look_into)
+                return
+        await in_thread(self._open_and_look)
+
+    def _open_and_look(self) -> None:
         with read_only(str(self._files.journal)) as store:
-            at, event = lookbacks.next_event(store, self._at, *self._kinds)
-            if event is not None:
-                started = store.last(e.Started)
-                if started is None:
-                    raise JournalError(f"The journal in {self.run_dir} does not say how its run began.")
-                self._endpoint = started.settings.shaping.endpoint
-                self._counted = at > self._known and isinstance(event, self._counts)
-                specs = list(self._specs(store, event))
-                self._unit = chain.from_iterable(map(read, specs))
-            self._at = at
+            self._look_into(store)
+
+    def _look_into(self, store: Store) -> None:
+        """All of an entry, or nothing of it."""
+        at, event = lookbacks.next_event(store, self._at, *self._kinds)
+        if event is not None:
+            started = store.last(e.Started)
+            if started is None:
+                raise JournalError(f"The journal in {self.run_dir} does not say how its run began.")
+            self._endpoint = started.settings.shaping.endpoint
+            self._counted = at > self._known and isinstance(event, self._counts)
+            specs = list(self._specs(store, event))
+            self._unit = chain.from_iterable(map(read, specs))
+        self._at = at
 
     def _read_block(self, unit: Iterator[Ended]) -> bool:
         """Make the next few rows of a unit ready; False where it is over. A failure is raised after the rows before it."""

@@ -88,6 +88,5 @@ def _rank(status: str) -> int:
 
 
 def _status(batch: BatchInfo) -> str:
-    """A failed batch with result files ran something, so it counts as finished work."""
-    salvage = batch.status == "failed" and (batch.output_file_id or batch.error_file_id)
-    return "completed" if salvage else batch.status
+    """A failed batch that ran something counts as finished work."""
+    return "completed" if batch.status == "failed" and batch.ran else batch.status

@@ -33,7 +33,7 @@ class Started(Event, frozen=True):
 
 
 class Opened(Event, frozen=True):
-    """A process took the run; the settings it may change are in `options` (JSON)."""
+    """A process took the run; the settings it may change are in `options` (JSON). `exclusive`: it keeps the journal to itself."""
 
     host: str
     boot_id: str
@@ -42,6 +42,7 @@ class Opened(Event, frozen=True):
     inputs: tuple[InputFile, ...]
     output: str
     command: str
+    exclusive: bool = False
 
 
 class Swept(Event, frozen=True):
@@ -261,11 +262,13 @@ class Found(Event, frozen=True):
 
 
 class SpareRead(Event, frozen=True):
-    """A found batch that no shard runs: which lines it has stands in the scratch table, under this number."""
+    """A found batch that no shard runs: which lines it has stands in the scratch table, under this number. `missing`: so many rows
+    of it may have been billed, and by the user's word are bought again, for nobody can say which they are."""
 
     batch_id: str
     number: int
     rows: int
+    missing: int = 0
 
 
 class SpareEnded(Event, frozen=True):

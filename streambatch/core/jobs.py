@@ -199,6 +199,7 @@ class Merge(msgspec.Struct, frozen=True, tag="merge"):
     """Write one complete segment's answers in input order to `out`, its errors to `err` (the caller's temporary names).
 
     `emit` is `results` or `rows`; `bad` is the `.bad` file of the segment or None; `source_hash` is checked for `rows`.
+    With `awaited`, the stems of its first shards that are not settled, only the rows before the first one that waits are written.
     """
 
     segment: int
@@ -215,6 +216,7 @@ class Merge(msgspec.Struct, frozen=True, tag="merge"):
     out: str
     err: str
     rows: int | None = None  # of the segment, bad and skipped ones included; checked where it is given
+    awaited: tuple[str, ...] | None = None
 
 
 class MergedFiles(msgspec.Struct, frozen=True, tag="merged_files"):

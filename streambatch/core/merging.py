@@ -62,6 +62,16 @@ class Newest:
     def kinds(self) -> bytes:
         return bytes(self.records[0 :: RECORD.size])
 
+    def first_waiting(self, awaited: Iterable[int]) -> int:
+        """The first row that waits: left for another try, or one of those `awaited`. `lines` where there is none."""
+        left, unknown = self.kinds.find(Kind.LEFT), min(awaited, default=self.lines)
+        return unknown if left < 0 else min(left, unknown)
+
+    def cut(self, lines: int) -> None:
+        """Forget the rows from `lines` on."""
+        self.lines = lines
+        del self.records[lines * RECORD.size :], self.parts[lines:], self.places[lines:]
+
     def record(self, row: int) -> Record:
         kind, row_class, attempts, file, offset, length = RECORD.unpack_from(self.records, row * RECORD.size)
         return Record(kind, RowClass(row_class), attempts, file, offset, length)

@@ -3,6 +3,7 @@
 Only rows that were sent count: a row that can't be sent costs nothing, and is known hours before its neighbours' answers.
 """
 
+import shlex
 from collections.abc import Iterable, Sequence
 
 import msgspec
@@ -12,6 +13,7 @@ from streambatch.core.jobs import ErrorKind
 ENOUGH = 1000  # outcomes, before a share of them says anything
 OFF = 100.0  # percent
 EXAMPLES = 3
+PIPED = "... | "  # before the command of a run that reads stdin
 
 
 class Example(msgspec.Struct, frozen=True):
@@ -42,6 +44,21 @@ def commonest(told: Iterable[Sequence[ErrorKind]]) -> ErrorKind | None:
     return max(merged.values(), key=lambda kind: kind.rows, default=None)
 
 
+def command_beyond(command: str, done: int, errors: int) -> str:
+    """The command with a figure under which a run with these outcomes goes on."""
+    figure = f"{min(OFF, errors * 10 // (done + errors) * 10 + 10):g}%"
+    if not command.startswith(("streambatch ", PIPED)):
+        return f"{command}, but with pause_on_errors={figure!r}"
+    flag = f" --pause-on-errors {figure}"
+    words = shlex.split(command)
+    if "--" not in words:
+        return f"{command}{flag}"
+    piped = PIPED if command.startswith(PIPED) else ""
+    words = shlex.split(command.removeprefix(piped))
+    at = words.index("--")
+    return f"{piped}{shlex.join(words[:at])}{flag} {shlex.join(words[at:])}"
+
+
 def sentence(done: int, errors: int, percent: float, kind: ErrorKind | None, examples: Sequence[Example]) -> str:
     """Why the run pauses, and what to do."""
     what = "" if kind is None else f", most of them {kind.cls}: {kind.reason.rstrip('.')}"
@@ -49,6 +66,6 @@ def sentence(done: int, errors: int, percent: float, kind: ErrorKind | None, exa
     such = f" [{rows}]" if rows else ""
     return (
         f"{errors} of the first {done + errors} outcomes are errors, more than --pause-on-errors {percent:g}% allows{what}{such};"
-        " nothing more is bought: mend the input or the settings and start a new run with another -o, or run the same command"
-        " again with a higher figure."
+        " nothing more is bought: mend the input or the settings and start a new run with another -o, or go on with this one and"
+        " a higher figure."
     )

@@ -47,6 +47,17 @@ class Progress(msgspec.Struct, frozen=True):
         return dict(msgspec.to_builtins(self))
 
 
+class Snapshot(Progress, frozen=True):
+    """What the status file of a run holds. Where the engine keeps the journal to itself (`exclusive`), it is all that others see of
+    it: `started` and `opened` are those events, in JSON, and the partial output is good up to `output_end`."""
+
+    exclusive: bool = False
+    started: str = ""
+    opened: str = ""
+    reasons: tuple[Reason, ...] = ()
+    output_end: int = 0
+
+
 class Summary(msgspec.Struct, frozen=True):
     """How a run (or one visit to it) ended. `exit_code` is the command's; `message` one sentence; `next_command` goes on.
 

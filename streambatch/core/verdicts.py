@@ -31,7 +31,7 @@ def of_batch(shard: Shard, batch: BatchInfo) -> Verdict | None:
     """What a looked-up batch means; None while it is not finished. Words that nobody knows mean "not finished"."""
     if not batch.terminal:
         return None
-    if batch.status == "failed" and not (batch.output_file_id or batch.error_file_id):
+    if batch.status == "failed" and not batch.ran:
         return _failed(shard, batch)
     return Verdict(_finished(shard, batch))
 
@@ -106,11 +106,19 @@ def of_unpaid_upload(error: ApiError) -> str | None:
     return _billing(str(error)) if refusal_of_error(error) is Refusal.BILLING else None
 
 
-def forgotten(shard: Shard) -> str:
-    """The sentence of a pause, where a service no longer knows a batch."""
+def forgotten(shard: Shard, base_url: str, strange_to_it: int) -> str:
+    """The sentence of a pause, where a service no longer knows a batch. `strange_to_it`: how many the run has in flight, where
+    the service knows none of them."""
+    if strange_to_it:
+        every = f"any of the {strange_to_it} batches that this run has in flight"
+        batches = f"batch {shard.batch_id}" if strange_to_it == 1 else every
+        return (
+            f"The service at {base_url} does not know {batches}; is it another server, account or project than the run's? If so,"
+            f" go back to that one, and everything goes on. Only if the batches are gone there: {WORD}"
+        )
     return (
-        f"The service no longer knows batch {shard.batch_id}, which runs {shard.rows} rows of shard {shard.name}; they may have"
-        f" been paid: {WORD}"
+        f"The service at {base_url} no longer knows batch {shard.batch_id}, which runs {shard.rows} rows of shard {shard.name};"
+        f" they may have been paid: {WORD}"
     )
 
 

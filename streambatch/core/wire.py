@@ -62,6 +62,11 @@ class BatchInfo(msgspec.Struct, frozen=True):
     def terminal(self) -> bool:
         return self.status in TERMINAL
 
+    @property
+    def ran(self) -> bool:
+        """Whether it has results, or counts some beside the lines that it was refused for."""
+        return bool(self.output_file_id or self.error_file_id or self.completed) or self.failed > len(self.errors)
+
 
 class BatchPage(msgspec.Struct, frozen=True):
     """One page of the list, newest first. `server_date` is the Date header of the answer, unix seconds.

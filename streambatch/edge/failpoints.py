@@ -47,6 +47,7 @@ class Failpoints:
 
 def _act(point: Failpoint) -> None:
     if point.action == "exit":
+        os.write(2, f"The failpoint {point.name} was reached.\n".encode())
         os._exit(EXIT_STATUS)
     if point.action == "raise":
         raise StreambatchError(f"The failpoint {point.name} was reached.")

@@ -46,7 +46,7 @@ class Results:
         """Write the result files to `paths`, by ending; where they were in the end. Raises Paused where paid results can't be
         found and the user has not said a word on that, ApiError, StorageError. A file that is accepted as gone is empty."""
         told = Told(shard.output_id, shard.error_id)
-        if told.output_id is None and shard.status != "failed":
+        if told.output_id is None:
             told = await self._look(shard, told)
         have: dict[str, str] = {}
         for wait_s in patience.waits(self._grace_s):

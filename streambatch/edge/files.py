@@ -1,4 +1,4 @@
-"""The run directory on disk: lock, spool names, durable renames, and the sinks that are appended, cut and published.
+"""The run directory on disk: spool names, durable renames, and the sinks that are appended, cut and published.
 
 The only place that moves or removes the run's files. Knows nothing of what they mean.
 """
@@ -6,7 +6,6 @@ The only place that moves or removes the run's files. Knows nothing of what they
 import asyncio
 import contextlib
 import errno
-import fcntl
 import os
 import shutil
 from collections.abc import Awaitable, Callable, Iterable, Iterator
@@ -93,10 +92,13 @@ class RunFiles:
         self.suffix = f".tmp-{os.getpid()}-{os.urandom(3).hex()}"
 
     def create(self) -> None:
-        """Make the folders. Raises ConfigError where that is not allowed."""
+        """Make the folders, durably: a run lost with its folder would be bought again. Raises ConfigError."""
         try:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self.spool.mkdir(mode=0o700, exist_ok=True)
+            for folder in (*reversed(self.folder.parents), self.folder, self.spool):
+                if not folder.exists():
+                    folder.mkdir(mode=0o700 if folder in (self.folder, self.spool) else 0o777, exist_ok=True)
+                    if folder != self.spool:  # its name is synced with those of the sinks, before anything is in it
+                        sync_folder(folder.parent)
         except OSError as error:
             raise ConfigError(
                 f"The run directory {self.folder} can't be made: {os.strerror(error.errno or 0)}."
@@ -271,12 +273,13 @@ def _copy_blocks(source: int, target: int) -> int:
 
 
 def sync_folder(folder: str | os.PathLike[str]) -> None:
-    """Make names in a folder durable."""
-    fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+    """Make names in a folder durable. Raises StorageError."""
+    with disk(f"Syncing {os.fspath(folder)}"):
+        fd = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(fd)
+        finally:
+            os.close(fd)
 
 
 def write_atomic(path: str | os.PathLike[str], data: bytes, *, sync: bool = True) -> None:
@@ -307,6 +310,7 @@ def publish(partial: Path, final: str) -> None:
             copy_durably(partial, final)
             partial.unlink()
         sync_folder(folder)
+        sync_folder(partial.parent)
 
 
 def copy_durably(source: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
@@ -348,51 +352,3 @@ def _umask() -> int:
     mask = os.umask(0o022)
     os.umask(mask)
     return mask
-
-
-# -- the lock
-
-
-class RunLock:
-    """An exclusive lock on a run directory, held by an open file; it ends with the process."""
-
-    def __init__(self, files: RunFiles) -> None:
-        self._path = files.folder / "lock"
-        self._fd: int | None = None
-
-    def acquire(self) -> None:
-        """Raises ConfigError where another process holds the run, StorageError where it can't be locked."""
-        with disk(f"Opening {self._path}"):
-            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(fd, 64).decode("ascii", "replace").strip()
-            os.close(fd)
-            who = f" (process {holder})" if holder else ""
-            raise ConfigError(
-                f"Another process{who} is running {self._path.parent}; wait for it, or stop it first."
-            ) from error
-        os.ftruncate(fd, 0)
-        os.write(fd, str(os.getpid()).encode())
-        self._fd = fd
-
-    def release(self) -> None:
-        if self._fd is not None:
-            os.close(self._fd)
-            self._fd = None
-
-
-def is_locked(folder: str | os.PathLike[str]) -> bool:
-    """Whether a process holds the run now."""
-    try:
-        fd = os.open(os.path.join(folder, "lock"), os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(fd)
-    return False

@@ -4,13 +4,11 @@ Each append stores the events and the rows they change in one transaction, synce
 failed once is closed for good. Decides nothing about what happens next.
 """
 
-import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Any, Concatenate, ParamSpec, TypeVar
-from urllib.parse import quote
 
 import anyio
 import msgspec
@@ -19,7 +17,7 @@ from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
 from streambatch.core.models import Segment, Shard, ShardState
 from streambatch.core.scheduling import Queue, by_model
-from streambatch.edge import projection
+from streambatch.edge import database, projection
 from streambatch.edge.failpoints import Failpoints
 from streambatch.edge.files import Blocking
 from streambatch.errors import ConfigError, JournalError
@@ -71,18 +69,22 @@ class PoolEntry(msgspec.Struct, frozen=True):
 
 
 class Store:
-    """The tables, synchronously. Use from one thread at a time."""
+    """The tables, synchronously. Use from one thread at a time.
+
+    `shared`: others may read while we write, which takes memory that processes share. Where that fails, the journal is kept to
+    ourselves: a rollback log, and locked until it is closed.
+    """
 
     def __init__(self, path: str, *, shared: bool = True, now: Callable[[], float] = time.time) -> None:
         self._now = now
+        self._path = path
         self._broken: Exception | None = None
-        with _mapped(path):
-            _private(path)
-            self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-            if not shared:
-                self._db.execute("PRAGMA locking_mode=EXCLUSIVE")
-            self._db.execute(f"PRAGMA journal_mode={'WAL' if shared else 'DELETE'}")
-            self._db.execute("PRAGMA synchronous=FULL")
+        with database.mapped(path):
+            database.private(path)
+            db = database.connect_shared(path) if shared else None
+            self.shared = db is not None
+            self._db = database.connect_alone(path) if db is None else db
+            self._db.execute("PRAGMA synchronous=EXTRA")  # FULL, and a rollback log's removal is synced, too
             self._open(path)
 
     def _open(self, path: str) -> None:
@@ -108,7 +110,9 @@ class Store:
         except Exception as error:
             self._broken = error
             if isinstance(error, sqlite3.Error):
-                raise JournalError(f"The journal can't be written: {error}.", hint=_HINT) from error
+                raise JournalError(
+                    f"The journal {self._path} can't be written: {error}.", hint=database.HINT
+                ) from error
             raise
 
     def _transaction(self, events: Sequence[e.Event]) -> None:
@@ -298,51 +302,14 @@ class Store:
         return self._db.execute(query, values).fetchall()
 
 
-def _private(path: str) -> None:
-    """Only the user reads a journal; SQLite gives the files beside it the same mode."""
-    if path != ":memory:":
-        try:
-            os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
-        except OSError as error:
-            raise JournalError(f"The journal {path} can't be opened: {error.strerror}.", hint=_HINT) from error
-
-
-_HINT = "Free space or mend the disk, then run the same command again."
-
-
-@contextmanager
-def _mapped(path: str) -> Iterator[None]:
-    try:
-        yield
-    except sqlite3.OperationalError as error:
-        raise JournalError(f"The journal {path} can't be opened: {error}.", hint=_HINT) from error
-    except sqlite3.DatabaseError as error:
-        hint = "Give the run's id with --run-id and an empty run directory to find its batches again."
-        raise JournalError(f"The journal {path} is damaged: {error}.", hint=hint) from error
-
-
 @contextmanager
 def read_only(path: str) -> Iterator[Store]:
     """A look from another process: opened, read, closed. Raises JournalError."""
-    with _mapped(path), closing(_connect_to_read(path)) as db:
+    with database.mapped(path), closing(database.connect_to_read(path)) as db:
         store = Store.__new__(Store)
-        store._db = db
+        store._db, store.shared = db, True
         store._broken = JournalError("opened for reading only")
         yield store
-
-
-def _connect_to_read(path: str) -> sqlite3.Connection:
-    """Where we may not write, SQLite can't make its shared memory: a journal that nobody writes is read as it lies."""
-    address = f"file:{quote(os.fsencode(path))}?mode=ro"
-    db = sqlite3.connect(address, uri=True, timeout=10)
-    try:
-        db.execute("SELECT 1 FROM sqlite_master")
-    except sqlite3.OperationalError:
-        db.close()
-        if os.path.exists(f"{path}-wal"):
-            raise
-        return sqlite3.connect(f"{address}&immutable=1", uri=True)
-    return db
 
 
 class Journal:
@@ -357,6 +324,7 @@ class Journal:
         self._failpoints = Failpoints() if failpoints is None else failpoints
         self._lock = anyio.Lock()
         self.appended = 0  # events, by this process
+        self.shared = store.shared
 
     async def append(self, *events: e.Event) -> None:
         """Make events durable; a cancelled caller still waits for the write. Raises JournalError."""
@@ -379,7 +347,7 @@ class Journal:
             try:
                 return await self._blocking(lambda: query(self._store, *args, **kwargs))
             except sqlite3.Error as error:
-                raise JournalError(f"The journal can't be used: {error}.", hint=_HINT) from error
+                raise JournalError(f"The journal can't be used: {error}.", hint=database.HINT) from error
 
     async def aclose(self) -> None:
         with anyio.CancelScope(shield=True):

@@ -3,6 +3,7 @@
 import msgspec
 
 from streambatch.core import events as e
+from streambatch.core.models import Shard
 from streambatch.edge.journal import Store
 
 _events = msgspec.json.Decoder(e.AnyEvent)
@@ -26,6 +27,11 @@ def published_before(store: Store) -> e.Publishing | None:
     return msgspec.json.decode(rows[0][0], type=e.Publishing) if rows else None
 
 
+def never_published(store: Store) -> bool:
+    """Whether this run has not even meant to publish."""
+    return not store.ask("SELECT 1 FROM events WHERE kind='Publishing' LIMIT 1")
+
+
 def flown_since(store: Store) -> float | None:
     """When the newest batch that is in flight was created, unix seconds; None where there is none."""
     query = """SELECT MAX(e.at) FROM shards s JOIN events e ON e.shard = s.name
@@ -37,6 +43,14 @@ def flown_since(store: Store) -> float | None:
 def any_swept(store: Store) -> bool:
     """Whether files of a settled shard have left the spool."""
     return bool(store.ask("SELECT 1 FROM shards WHERE swept=1 AND state='settled' LIMIT 1"))
+
+
+def awaited(store: Store, segment: int) -> list[Shard]:
+    """The first shards of a segment's rows, those that are not settled."""
+    query = """SELECT s.body FROM touches t JOIN shards s ON s.name = t.shard
+               WHERE t.segment=? AND s.state <> 'settled' ORDER BY s.name"""
+    shards = [msgspec.json.decode(body, type=Shard) for (body,) in store.ask(query, segment)]
+    return [shard for shard in shards if shard.segment is not None]
 
 
 def touched(store: Store, shard: str) -> list[int]:

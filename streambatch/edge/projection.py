@@ -51,6 +51,7 @@ CREATE TABLE IF NOT EXISTS remote(
 CREATE INDEX IF NOT EXISTS remote_by_kind ON remote(kind, shard);
 CREATE INDEX IF NOT EXISTS shards_by_model ON shards(state, model, first_segment, name);
 CREATE INDEX IF NOT EXISTS batches_open ON batches(shard) WHERE status = '';
+CREATE INDEX IF NOT EXISTS batches_given_up ON batches(batch_id) WHERE status = 'given_up';
 CREATE INDEX IF NOT EXISTS batches_open_file ON batches(file_id) WHERE status = '';
 INSERT OR IGNORE INTO remote SELECT file_id, 'input', shard, '' FROM files;
 INSERT OR IGNORE INTO remote SELECT file_id, 'input', shard, '' FROM batches WHERE file_id IS NOT NULL;
@@ -188,6 +189,8 @@ def _spare_read(db: sqlite3.Connection, event: e.SpareRead) -> None:
     known = (find.batch_id, find.shard, find.create, find.file_id)
     db.execute("INSERT OR REPLACE INTO batches VALUES(?,?,?,?,'',NULL,NULL)", known)
     db.execute("DELETE FROM found WHERE batch_id=?", (find.batch_id,))
+    if event.missing:
+        add(db, missing=event.missing)
 
 
 def _ended(db: sqlite3.Connection, batch_id: str, status: str, output_id: str | None, error_id: str | None) -> None:

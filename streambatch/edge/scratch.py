@@ -59,7 +59,7 @@ def add(path: str, number: int, keys: Iterable[bytes]) -> int:
     """Store what a spare has, durably; how many lines. What a process that died wrote under its number goes."""
     with _open(path, "rwc") as db:
         db.executescript(SCHEMA)
-        db.execute("PRAGMA synchronous=FULL")
+        db.execute("PRAGMA synchronous=EXTRA")  # with FULL a power loss may bring back the state before
         with db:
             if db.execute("DELETE FROM spares WHERE number >= ?", (number,)).rowcount:
                 db.execute("DELETE FROM lines WHERE number >= ?", (number,))
@@ -109,6 +109,14 @@ def has_any(path: str, highest: int, shard_file: str, ids: Iterable[bytes], abov
         )
 
 
+def has_all(path: str, number: int, shard_file: str, ids: Iterable[bytes]) -> bool:
+    """Whether one spare has every line of a shard."""
+    with looked_up(path, number) as lookup:
+        return all(
+            lookup.first(line, i, number - 1) == number for line, i in zip(lines_of(shard_file), ids, strict=True)
+        )
+
+
 @contextmanager
 def _open(path: str, mode: str) -> Iterator[sqlite3.Connection]:
     try:
@@ -117,7 +125,9 @@ def _open(path: str, mode: str) -> Iterator[sqlite3.Connection]:
         with closing(sqlite3.connect(f"file:{quote(path)}?mode={mode}", uri=True, timeout=10)) as db:
             yield db
     except sqlite3.OperationalError as error:
-        raise StorageError(f"{path} can't be used: {error}. Mend the disk, then run the same command again.") from error
+        raise StorageError(
+            f"{path} can't be used: {error}. Free space or mend the disk, then run the same command again."
+        ) from error
     except sqlite3.DatabaseError as error:
         raise _damaged(path) from error
 

@@ -59,7 +59,7 @@ def rows_of(part: MergePart, segment: int, lines: int, records: int) -> list[tup
 
 
 def damaged(part: MergePart) -> JournalError:
-    return JournalError(f"{part.stem}.outcome does not fit its shard: the run directory is damaged.")
+    return JournalError(f"{part.stem}.outcome does not fit its shard: the run directory is damaged.", damaged=True)
 
 
 def bad_rows(path: str | None) -> dict[int, BadRow]:

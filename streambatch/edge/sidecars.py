@@ -38,7 +38,7 @@ def _of_any_length(data: bytes, stem: str) -> tuple[list[int], list[bytes]]:
         rows.append(row)
         ids.append(data[at - length : at])
     if at != end:
-        raise JournalError(f"{stem}.ids ends in the middle of an id: the run directory is damaged.")
+        raise JournalError(f"{stem}.ids ends in the middle of an id: the run directory is damaged.", damaged=True)
     return rows, ids
 
 
@@ -47,5 +47,7 @@ def read_origins(stem: str) -> list[tuple[int, int]]:
     with open(f"{stem}.origins", "rb") as file:
         data = file.read()
     if len(data) % _PAIR.size:
-        raise JournalError(f"{stem}.origins ends in the middle of an origin: the run directory is damaged.")
+        raise JournalError(
+            f"{stem}.origins ends in the middle of an origin: the run directory is damaged.", damaged=True
+        )
     return list(_PAIR.iter_unpack(data))

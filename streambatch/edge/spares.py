@@ -11,6 +11,7 @@ from streambatch.core.models import Shard
 from streambatch.core.wire import TERMINAL
 from streambatch.edge.journal import Store
 
+GIVEN_UP = "given_up"  # how a spare ended that nobody waits for any more
 _found = msgspec.json.Decoder(e.Found)
 _shards = msgspec.json.Decoder(Shard)
 
@@ -41,6 +42,14 @@ def unread(store: Store) -> list[e.Found]:
     for (body,) in store.ask(query):
         find = _found.decode(body)
         finds[find.batch_id] = find
+    query = """SELECT f.body FROM shards s CROSS JOIN found f ON f.shard = s.name WHERE s.state = 'submitted'
+               AND NOT EXISTS(SELECT 1 FROM surplus x WHERE x.batch_id = f.batch_id)"""
+    late = """SELECT f.body FROM batches b CROSS JOIN found f ON f.batch_id = b.batch_id CROSS JOIN shards s ON s.name = f.shard
+               WHERE b.status = 'given_up' AND s.swept = 0"""
+    for (body,) in [*store.ask(query), *store.ask(late)]:
+        find = _found.decode(body)
+        if find.status in TERMINAL:
+            finds[find.batch_id] = find
     ran = (find for find in finds.values() if find.status != "failed")
     return sorted(ran, key=lambda find: (find.created_at, find.create, find.batch_id))
 
@@ -51,6 +60,23 @@ def _lost(body: bytes, shard: bytes | None) -> e.Found | None:
     return find if shard is None or find.hash not in ("", _shards.decode(shard).hash) else None
 
 
+def given_up(store: Store) -> list[str]:
+    """Batches that were given up and whose rows may still wait for an outcome."""
+    query = """SELECT DISTINCT b.batch_id FROM batches b CROSS JOIN shards s ON s.name = b.shard JOIN touches t ON t.shard = b.shard
+               JOIN segments g ON g.idx = t.segment WHERE b.status = 'given_up' AND s.swept = 0 AND g.open_rows > 0
+               AND NOT EXISTS(SELECT 1 FROM found f WHERE f.batch_id = b.batch_id)"""
+    return [batch_id for (batch_id,) in store.ask(query)]
+
+
+def rivals(store: Store, above: int) -> list[tuple[int, Shard]]:
+    """Spares numbered above one that ended with answers, each with a shard in flight that has rows of the same segments."""
+    query = """SELECT p.number, s.body FROM spares p JOIN batches b ON b.batch_id = p.batch_id JOIN touches t ON t.shard = p.shard
+               JOIN touches u ON u.segment = t.segment JOIN shards s ON s.name = u.shard LEFT JOIN seen n ON n.shard = s.name
+               WHERE p.number > ? AND p.ended = 1 AND b.output_id IS NOT NULL AND s.state = 'submitted'
+               AND p.number > IFNULL(n.number, 0) ORDER BY p.number, s.name"""
+    return [(number, _shards.decode(body)) for number, body in store.ask(query, above)]
+
+
 def live(store: Store) -> list[e.Found]:
     """Spares that have not ended, as far as the journal knows."""
     return [_found.decode(body) for (body,) in store.ask("SELECT body FROM spares WHERE ended = 0 ORDER BY number")]
@@ -59,6 +85,12 @@ def live(store: Store) -> list[e.Found]:
 def highest(store: Store) -> int:
     """The number of the newest spare; 0 where there is none."""
     return int(store.ask("SELECT IFNULL(MAX(number), 0) FROM spares")[0][0])
+
+
+def highest_ended(store: Store) -> int:
+    """The number up to which all spares have ended."""
+    lowest = store.ask("SELECT MIN(number) FROM spares WHERE ended = 0")[0][0]
+    return highest(store) if lowest is None else int(lowest) - 1
 
 
 def seen(store: Store, shard: str) -> int:

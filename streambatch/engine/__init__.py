@@ -8,9 +8,10 @@ from typing import cast
 from streambatch.config import Config, Mode
 from streambatch.core import events as e
 from streambatch.core.report import Summary
-from streambatch.edge import failpoints
-from streambatch.edge.files import RunFiles, RunLock
+from streambatch.edge import failpoints, mounts
+from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.locking import RunLock
 from streambatch.edge.serial import Serials
 from streambatch.engine import inspect, opening
 from streambatch.engine.context import Listener
@@ -54,9 +55,11 @@ async def _run(
     try:
         files.forget_cancel()
         points = failpoints.from_environment(os.environ)
-        store = Store(house.journal(files), now=house.clock.wall)
+        store = Store(house.journal(files), shared=mounts.may_share(files.folder, os.environ), now=house.clock.wall)
         listen: Listener = on_event if on_event is not None else _deaf
         journal = Journal(store, house.blocking, cast("Callable[[e.Event], None]", listen), points)
+        if house.opened is not None:
+            house.opened(journal)
         try:
             return await Session(config, connect, listen, mode, house, files, store, journal, began, serials).run()
         finally:

@@ -10,11 +10,13 @@ import anyio
 from streambatch.core import adoption as choice
 from streambatch.core import events as e
 from streambatch.core import tags, verdicts
+from streambatch.core.agreeing import cut_difference
 from streambatch.core.lifecycle import Create
 from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
-from streambatch.edge import spares
+from streambatch.edge import lookbacks, spares
 from streambatch.edge.journal import Store
+from streambatch.engine import opening
 from streambatch.engine.context import Visit
 from streambatch.engine.spares import Spares
 from streambatch.errors import ApiError, ConfigError, Paused
@@ -89,8 +91,8 @@ class Adoption:
         whole = await self._sweep(horizon, since=visit.world.clock.monotonic())
         visit.note = ""
         unproven = self._unproven(whole)
-        if unproven is not None:
-            visit.end("paused", unproven, 4)
+        if unproven is not None and visit.config.accept_gone != "rebuy":
+            visit.end("paused", f"{unproven.removesuffix('.')} without your word: --accept-gone rebuy.", 4)
             return
         await self._open_creates(swept=True)
 
@@ -176,7 +178,7 @@ class Adoption:
                 continue
             if visit.driving.get(find.shard) is Create:
                 continue  # it is on its way: the answer says it
-            if await visit.journal.read(Store.knows_batch, batch.id):  # asked last: the answer may have come just now
+            if await visit.journal.read(_runs, batch):  # asked last: the answer may have come just now
                 continue
             self._check_cut(batch)
             if find not in await visit.journal.read(Store.found, find.shard):
@@ -188,8 +190,8 @@ class Adoption:
         cut = batch.metadata.get(tags.CUT)
         if cut is not None and cut != self._cut:
             raise ConfigError(
-                f"Batch {batch.id} of run {self._visit.started.run_id} was made with other settings ({cut}, now {self._cut});"
-                " use the settings it was started with, or another --run-id."
+                f"Batch {batch.id} of run {self._visit.started.run_id} was made {cut_difference(cut, self._cut)}; use the settings"
+                " that the run was started with, or another --run-id."
             )
 
     # -- adopting
@@ -208,6 +210,8 @@ class Adoption:
             finally:
                 visit.release(name)
         await self._cancel_surplus()
+        if visit.ended is None and not visit.cancelling:
+            await self.spares.displace()
 
     async def of_fresh(self, shard: Shard) -> e.Submitted | None:
         """What finds mean for a shard that waits: the event that adopts one, where one can be."""
@@ -232,7 +236,14 @@ class Adoption:
             return adopted
         if await self.spares.ran(shard):  # row by row from the pool, then
             return e.Returned(shard=shard.name, max_rows=shard.rows, reason="a batch that was found ran rows of it")
+        await self._refuse_foreign()
         return e.Intended(shard=shard.name, create=max(shard.create, choice.choose(finds).create) + 1)
+
+    async def _refuse_foreign(self) -> None:
+        """A run that is known by its id and must buy has not made the OUTPUT that stands there. Raises ConfigError."""
+        visit = self._visit
+        if visit.started.known_id and await visit.journal.read(lookbacks.never_published):
+            opening.refuse_to_buy(visit.config)
 
     # -- more than one
 
@@ -280,9 +291,14 @@ def _finds(store: Store, batches: Sequence[BatchInfo], run: str) -> list[tuple[B
 def _known(store: Store, batch: BatchInfo, find: e.Found) -> bool:
     """Whether the journal has a listed batch; one whose id is not said is known by the create that its tag names."""
     if batch.id:
-        return store.knows_batch(batch.id)
+        return _runs(store, batch)
     shard = store.shard(find.shard)
     return shard is not None and shard.batch_id is not None and shard.create == find.create
+
+
+def _runs(store: Store, batch: BatchInfo) -> bool:
+    """Whether the journal has a batch as run by a shard; one that was given up, and ended after all, is a find."""
+    return store.knows_batch(batch.id) and not (batch.terminal and batch.id in spares.given_up(store))
 
 
 def _adopted(shard: Shard, find: e.Found) -> e.Submitted:

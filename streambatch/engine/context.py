@@ -14,6 +14,7 @@ from streambatch.core import lifecycle, scheduling, verdicts
 from streambatch.core.jobs import Piece
 from streambatch.core.models import Segment, Shard, ShardState
 from streambatch.core.report import Progress
+from streambatch.edge import spooling
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock
 from streambatch.edge.files import Blocking, RunFiles
@@ -22,7 +23,8 @@ from streambatch.edge.rawfiles import pieces_of
 from streambatch.edge.serial import Serials
 from streambatch.edge.workers import Executor
 from streambatch.engine.brake import Brake
-from streambatch.errors import ConfigError, Paused, StreambatchError
+from streambatch.engine.spool import DiskWatch, Spool
+from streambatch.errors import ConfigError, Paused, StorageError, StreambatchError
 from streambatch.steps import Steps
 
 YOUNG_S = 600.0  # how long validation may hold a `--once` visit
@@ -59,6 +61,7 @@ class World(msgspec.Struct, frozen=True):
     blocking: Blocking
     brake: Brake | None = None
     serials: Serials = msgspec.field(default_factory=Serials)
+    free: Callable[[str], int] = spooling.free_bytes
 
 
 class Visit:
@@ -73,6 +76,8 @@ class Visit:
         self.bell = Bell()
         self.cancel_bell = Bell()  # rings once, when the visit begins to cancel
         self.capacity = _capacity(config)
+        self.spool = Spool(config.max_spool_bytes, files, world.blocking, journal)
+        self.disk = self._watch()
         self.steps: Steps  # set by the engine, which owns the parts that it needs
         self.tasks: anyio.abc.TaskGroup
         self.driving: dict[str, type[lifecycle.Step]] = {}  # claimed shards, and what is being done
@@ -91,6 +96,7 @@ class Visit:
         self.note = ""
         self.began = world.clock.monotonic()
         self.changed = self.began  # when a batch last moved
+        self.date: tuple[float, float] | None = None  # the service's clock, and our monotonic one at that moment
         self.words: dict[str, str] = {}  # batch id -> the last status word seen, for batches in flight
         self.since: dict[str, float] = {}  # batch id -> when it was first polled
         self.leaving: dict[
@@ -107,6 +113,8 @@ class Visit:
             while (step := lifecycle.next_step(shard)) is not None:
                 self.driving[shard.name] = type(step)
                 event = await self.steps.perform(step)
+                if isinstance(event, e.Downloaded | e.Settled):  # before anybody can remove them
+                    await self.spool.fetched(shard, settled=isinstance(event, e.Settled))
                 await self.journal.append(event)  # durable before believed
                 shard = lifecycle.apply(shard, event)
         except Paused as pause:
@@ -154,11 +162,28 @@ class Visit:
         """Whether rows that a stream has yet to bring are no reason to stay: the visit's time is over."""
         return self.awaits_rows and self.once and not self.config.once
 
-    def end(self, state: str, message: str, exit_code: int, error: StreambatchError | None = None) -> None:
+    def end(
+        self,
+        state: str,
+        message: str,
+        exit_code: int,
+        error: StreambatchError | None = None,
+        *,
+        of_errors: bool = False,
+    ) -> None:
         """No new creates from now on: what is in flight is collected, then the visit ends. The first reason counts."""
         if self.ended is None:
-            self.ended = Ending(state, message, exit_code, error)
+            self.ended = Ending(state, message, exit_code, error, of_errors)
         self.bell.ring()
+
+    def _watch(self) -> DiskWatch:
+        world, folder = self.world, str(self.files.folder)
+        away = spooling.elsewhere(self.config.output, folder)
+        return DiskWatch(self.spool, world.free, folder, away, world.blocking, world.clock.monotonic, self._disk_is_low)
+
+    def _disk_is_low(self, why: str) -> None:
+        """Nothing more comes in; what is under way has its room."""
+        self.end("stopped", why, 3, StorageError(why))
 
     def cancel(self) -> None:
         """Cancel what is in flight, salvage what it finished, then end."""
@@ -187,6 +212,11 @@ class Visit:
         if model in self.backoff:
             self.backoff[model] = scheduling.relieved(self.backoff[model])
 
+    def now_there(self) -> float:
+        """The service's clock as it last told it, which may be hours from ours."""
+        clock = self.world.clock
+        return clock.wall() if self.date is None else self.date[0] + clock.monotonic() - self.date[1]
+
     def young(self, batch_id: str) -> bool:
         """Whether a batch may still fail at validation, or is about to be given up: a `--once` visit stays to see that."""
         if batch_id in self.leaving:
@@ -210,6 +240,7 @@ class Ending(msgspec.Struct, frozen=True):
     message: str
     exit_code: int
     error: StreambatchError | None = None
+    of_errors: bool = False  # because of the share of errors, whose figures are told when all is collected
 
 
 def _capacity(config: Config) -> scheduling.Capacity:

@@ -29,8 +29,16 @@ class ErrorWatch:
         visit = self._visit
         done, errors = await self._outcomes()
         if visit.ended is None and pausing.too_many(done, errors, visit.config.pause_on_errors):
-            visit.end("paused", await self._sentence(done, errors), 4)
+            visit.end("paused", await self._sentence(done, errors), 4, of_errors=True)
         return visit.ended is not None
+
+    async def told(self, message: str) -> tuple[str, str]:
+        """The sentence and the command that goes on, once all is collected: `message` where the share is a smaller one by now."""
+        config = self._visit.config
+        done, errors = await self._outcomes()
+        if not pausing.too_many(done, errors, config.pause_on_errors):
+            return message, config.command
+        return await self._sentence(done, errors), pausing.command_beyond(config.command, done, errors)
 
     async def _outcomes(self) -> tuple[int, int]:
         totals = await self._visit.journal.read(Store.totals)

@@ -7,11 +7,12 @@ import msgspec
 
 from streambatch.config import Config
 from streambatch.edge import files as disk
-from streambatch.edge import workers
+from streambatch.edge import spooling, workers
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock, SystemClock
 from streambatch.edge.feeds import OwnThread
 from streambatch.edge.files import Blocking, RunFiles
+from streambatch.edge.journal import Journal
 from streambatch.edge.workers import Executor
 from streambatch.engine.brake import Brake
 
@@ -28,7 +29,9 @@ class House(msgspec.Struct, frozen=True):
     journal: Callable[[RunFiles], str]
     look_every_s: float = 0.5  # how often progress is told, and a request to cancel is seen
     brake: Brake | None = None  # of one visit, whose results somebody takes
+    free: Callable[[str], int] = spooling.free_bytes  # on the file system of a folder
     patient: Callable[[], Blocking] = OwnThread  # where rows of a program may take their time
+    opened: Callable[[Journal], None] | None = None  # hears of the journal, which nobody else may be able to read
 
 
 def _executor(config: Config, size: int) -> Executor:

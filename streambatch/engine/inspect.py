@@ -1,17 +1,23 @@
 """Reading a run from its directory: progress, status, summary, and answers that are already there. Changes nothing."""
 
+import contextlib
 import os
 import struct
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import msgspec
+
 from streambatch.core import events as e
 from streambatch.core import lifecycle
 from streambatch.core.models import Usage
-from streambatch.core.report import Progress, Reason, Status, Summary
-from streambatch.edge.files import RunFiles, is_locked
+from streambatch.core.report import Progress, Reason, Snapshot, Status, Summary
+from streambatch.edge import pointers
+from streambatch.edge.database import HeldError
+from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Store, read_only
+from streambatch.edge.locking import is_locked
 from streambatch.edge.projection import REASON
 from streambatch.engine.publishing import errors_name
 from streambatch.errors import ConfigError
@@ -111,6 +117,22 @@ def summary(
     )
 
 
+def snapshot(store: Store, look: Progress) -> bytes:
+    """The status file: a look, and what others must know of a journal that they can't read."""
+    if store.shared:
+        return msgspec.json.encode(look)
+    began, last, merged = store.last(e.Started), store.last(e.Opened), store.last(e.Merged)
+    seen = Snapshot(
+        **msgspec.structs.asdict(look),
+        exclusive=True,
+        started="" if began is None else msgspec.json.encode(began).decode(),
+        opened="" if last is None else msgspec.json.encode(last).decode(),
+        reasons=reasons(store),
+        output_end=0 if merged is None else merged.output_end,
+    )
+    return msgspec.json.encode(seen)
+
+
 # -- from outside
 
 
@@ -119,29 +141,68 @@ def find_run_dir(run: str) -> str:
     for candidate in (run, f"{run}.run"):
         if os.path.isfile(os.path.join(candidate, "journal.sqlite")):
             return os.path.abspath(candidate)
-    pointer = f"{run}.run"
-    if os.path.isfile(pointer):
-        folder = Path(pointer).read_text(encoding="utf-8").strip()
-        if os.path.isfile(os.path.join(folder, "journal.sqlite")):
-            return folder
+    named = pointers.target(run)
+    if named is not None:
+        if os.path.isfile(os.path.join(named, "journal.sqlite")):
+            return named
+        raise ConfigError(
+            f"{pointers.beside(run)} says that the run is in {named}, where no run is now; mount its disk again, or restore it."
+        )
     raise ConfigError(f"There is no run at {run}; name a run directory, or the output of a run.")
 
 
 def started(run: str) -> tuple[e.Started, e.Opened]:
     """How a run began and who had it last. Raises ConfigError, JournalError."""
     folder = find_run_dir(run)
-    with read_only(str(RunFiles(folder).journal)) as store:
+    with _looked(folder) as store:
+        if isinstance(store, Snapshot):
+            return msgspec.json.decode(store.started, type=e.Started), msgspec.json.decode(store.opened, type=e.Opened)
         began, last = store.last(e.Started), store.last(e.Opened)
     if began is None or last is None:
         raise ConfigError(f"The run in {folder} has not begun yet; run it first.")
     return began, last
 
 
+@contextlib.contextmanager
+def _looked(folder: str) -> Iterator[Store | Snapshot]:
+    """The journal of a run; the snapshot while an engine keeps the journal to itself. Raises JournalError."""
+    files = RunFiles(folder)
+    with contextlib.ExitStack() as stack:
+        seen: Store | Snapshot | None = _snapshot(files)
+        if seen is None:
+            try:
+                seen = stack.enter_context(read_only(str(files.journal)))
+            except HeldError:
+                seen = _snapshot(files)
+                if seen is None:
+                    raise
+        yield seen
+
+
+def _snapshot(files: RunFiles) -> Snapshot | None:
+    """What an engine that holds the run, and keeps the journal to itself, says of it."""
+    if not is_locked(files.folder):
+        return None
+    try:
+        seen = msgspec.json.decode(files.status.read_bytes(), type=Snapshot)
+    except (OSError, msgspec.DecodeError):
+        return None
+    return seen if seen.exclusive and seen.started and seen.opened else None
+
+
+def _as_status(seen: Snapshot, folder: str) -> Status:
+    output = msgspec.json.decode(seen.opened, type=e.Opened).output
+    look = Progress(**{name: getattr(seen, name) for name in Progress.__struct_fields__})
+    return Status(seen.run_id, folder, output, "running", True, look, seen.reasons)
+
+
 def status(run: str) -> Status:
     """Where a run stands now. Raises ConfigError, JournalError."""
     folder = find_run_dir(run)
     running = is_locked(folder)
-    with read_only(str(RunFiles(folder).journal)) as store:
+    with _looked(folder) as store:
+        if isinstance(store, Snapshot):
+            return _as_status(store, folder)
         published, last = store.last(e.Published) is not None, store.last(e.Opened)
         state = "finished" if published else "running" if running else "stopped"
         began, now = store.span()
@@ -160,12 +221,19 @@ def peek(run: str, n: int = 5) -> list[bytes]:
     """Up to `n` result lines that are already here: merged ones first, then those of settled shards."""
     folder = find_run_dir(run)
     files = RunFiles(folder)
-    with read_only(str(files.journal)) as store:
+    with _looked(folder) as store:
+        if isinstance(store, Snapshot):
+            lines = list(_head(files.output, n, store.output_end))
+            return _peek_at(files, sorted(path.stem for path in files.spool.glob("*.outcome")), lines, n)
         last, opened = store.last(e.Merged), store.last(e.Opened)
         settled = [s.name for s in store.unswept(PEEKED_SHARDS) if s.output_id]
         published = store.last(e.Published) is not None
     merged = Path(opened.output) if published and opened else files.output
     lines = list(_head(merged, n, None if published else last.output_end if last else 0))
+    return _peek_at(files, settled, lines, n)
+
+
+def _peek_at(files: RunFiles, settled: list[str], lines: list[bytes], n: int) -> list[bytes]:
     for name in settled:
         if len(lines) >= n:
             break

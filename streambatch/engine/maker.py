@@ -24,6 +24,8 @@ from streambatch.engine.replaying import Reading
 from streambatch.engine.scheduler import may_seal
 from streambatch.errors import JournalError, SourceError
 
+READ = "the segment that is being read"
+
 
 class Slot:
     """A segment on its way through a worker."""
@@ -32,6 +34,10 @@ class Slot:
         self.segment = segment
         self.ready = anyio.Event()
         self.prepared: jobs.Prepared | None = None
+
+    @property
+    def name(self) -> str:
+        return segment_name(self.segment.index)
 
 
 class Maker:
@@ -45,6 +51,7 @@ class Maker:
         self._ahead = config.prepared_ahead * max(1, config.workers)
         self._slots = anyio.Semaphore(self._ahead)
         self._note = ""
+        self._unsealed = 0  # segments that were read, or are being read
 
     async def run(self) -> None:
         visit = self._visit
@@ -74,15 +81,42 @@ class Maker:
             with contextlib.closing(await self._begin(last)) as segments:
                 while True:
                     await self._slots.acquire()
+                    await self._spool_room()
+                    self._unsealed += 1
                     self._visit.awaits_rows = streams
                     segment = await segments.ahead(blocking)
                     self._visit.awaits_rows = False
                     self._say("")
                     if segment is None:
+                        self._visit.spool.broken(READ)
                         return
                     slot = Slot(segment)
+                    self._read(slot)
                     tasks.start_soon(self._prepare, slot)
                     await send.send(slot)
+
+    async def _spool_room(self) -> None:
+        """Wait until the spool and the disk take one more segment."""
+        visit, spool = self._visit, self._visit.spool
+        while True:
+            ticket = visit.bell.ticket()
+            unmerged = spool.cap is not None and await visit.journal.read(Store.next_to_merge) is not None
+            need = spool.segment_bytes
+            may = spool.room.may_read(need, unsealed=self._unsealed, unmerged=unmerged)
+            if may and await visit.disk.look(0 if need is None else need):
+                spool.maker_held = False
+                spool.promise(READ, 0 if need is None else need)
+                return
+            if spool.maker_held != (not self._unsealed):
+                spool.maker_held = not self._unsealed
+                visit.bell.ring()  # others look again, and so do we
+            await visit.bell.wait(ticket, 600.0)
+
+    def _read(self, slot: Slot) -> None:
+        """A segment was read: what was promised to come is this one."""
+        spool = self._visit.spool
+        spool.broken(READ)
+        spool.promise(slot.name, slot.segment.bytes if spool.segment_bytes is None else spool.segment_bytes)
 
     async def _begin(self, last: SegmentRow | None) -> Scan:
         """The scan, from where the last sealed segment ends."""
@@ -135,6 +169,7 @@ class Maker:
                 assert slot.prepared is not None
                 await self._room()
                 await self._seal(slot.segment, slot.prepared)
+                self._unsealed -= 1
                 self._slots.release()
 
     async def _room(self) -> None:
@@ -157,6 +192,8 @@ class Maker:
         names.append(visit.files.path(segment_name(segment.index), ".bad"))
         await visit.world.blocking(visit.files.sync_raw, segment.index)
         await visit.world.blocking(visit.files.settle_names, names)
+        stems = [segment_name(segment.index), *(shard.name for shard in shards)]
+        await visit.spool.segment_came(segment_name(segment.index), stems)
         sealed = e.SegmentSealed(
             segment=msgspec.structs.replace(segment, lines=made.lines),
             source_hash=made.source_hash,

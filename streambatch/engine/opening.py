@@ -13,11 +13,11 @@ import msgspec
 
 from streambatch.config import Config
 from streambatch.core import events as e
+from streambatch.core.agreeing import difference
 from streambatch.core.models import InputFile, Settings
 from streambatch.core.profiles import check_endpoint
 from streambatch.core.report import Progress
 from streambatch.core.shaping import resolve
-from streambatch.edge import files as disk
 from streambatch.edge import looking, sources
 from streambatch.edge.files import Blocking, RunFiles
 from streambatch.edge.serial import ROWS, Serials
@@ -85,18 +85,21 @@ def new_run_id() -> str:
 
 
 def prepare_folder(config: Config, files: RunFiles) -> None:
-    """Make the run directory, and the pointer to it where it does not lie beside the output. Raises ConfigError."""
-    fresh = not files.has_journal()
-    if fresh:
+    """Make the run directory. Raises ConfigError."""
+    if not files.has_journal():
         refuse_existing(config)
     files.create()
-    beside = f"{config.output}.run"
-    if config.output != "-" and os.path.abspath(beside) != str(files.folder) and not os.path.isdir(beside):
-        disk.write_atomic(beside, f"{files.folder}\n".encode())
 
 
 def refuse_existing(config: Config) -> None:
-    """A new run writes over nothing that it did not make, unless it was told to."""
+    """A new run writes over nothing that it did not make, unless it was told to. One that is known by its id may have made it:
+    that shows when it has found its answers. Raises ConfigError."""
+    if config.run_id is None:
+        refuse_to_buy(config)
+
+
+def refuse_to_buy(config: Config) -> None:
+    """Nothing is bought for files that will not be written. Raises ConfigError."""
     if config.output == "-" or config.if_exists == "overwrite":
         return
     for name in (config.output, errors_name(config.output, config.run_dir)):
@@ -125,33 +128,14 @@ def agree(config: Config, started: e.Started, settings: Settings, inputs: Sequen
                 f"This run was started with {_told(then)}, now {_told(file)} is given; give the first, or start a new run with"
                 " another -o."
             )
-    difference = _difference(msgspec.to_builtins(started.settings), msgspec.to_builtins(settings), "")
-    if difference is not None:
-        name, before, now = difference
-        raise ConfigError(
-            f"This run was started with {name} {_shown(before)}, now it is {_shown(now)}; use the first, or start a new run with"
-            " another -o."
-        )
-
-
-def _difference(before: object, now: object, name: str) -> tuple[str, object, object] | None:
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in before:
-            found = _difference(before[key], now.get(key), key)
-            if found is not None:
-                return found
-        return None
-    return None if before == now else (name, before, now)
+    differs = difference(started.settings, settings)
+    if differs is not None:
+        raise ConfigError(differs)
 
 
 def _told(file: InputFile) -> str:
     words = {"plain": f"{file.name} as a plain file", "gzip": f"{file.name} as a gzip file"}
     return words.get(file.kind, file.name)
-
-
-def _shown(value: object) -> str:
-    text = msgspec.json.encode(value).decode()
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 # -- who has it now
@@ -178,15 +162,17 @@ def _changeable(config: Config) -> dict[str, object]:
         "max_transfers",
         "workers",
         "max_attempts",
+        "max_errors",
         "on_bad_row",
         "limit",
         "once",
         "remote_files",
+        "max_spool_bytes",
         "keep_spool",
         "adopt_grace_s",
     )
     of_profile = {"key_env": config.profile.key_env, "key_header": config.profile.key_header}
-    return {name: getattr(config, name) for name in names} | of_profile
+    return {name: msgspec.to_builtins(getattr(config, name)) for name in names} | of_profile
 
 
 def _boot_id() -> str:

@@ -13,7 +13,7 @@ from streambatch.core import patience, scheduling, verdicts
 from streambatch.core.adoption import Reading, stuck, turned
 from streambatch.core.models import Shard, ShardState
 from streambatch.core.wire import BatchInfo
-from streambatch.edge import lookbacks
+from streambatch.edge import lookbacks, spares
 from streambatch.edge.journal import Store
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.context import Visit
@@ -25,6 +25,7 @@ LOST_AGAIN = (
     "The service took the file of shard {shard} {times} times and could not find it each time; check that the key may read what it"
     " uploads (its project), then run the same command again."
 )
+LATE_S = 60.0  # between two looks at a batch that was given up
 PATIENT_LOOKUPS = 5  # "not found" answers for a batch that we know, before it counts as gone
 
 
@@ -37,11 +38,12 @@ class Poller:
         self._confirming = anyio.CapacityLimiter(CONFIRMATIONS)
         self._looked: dict[str, float] = {}  # batch id -> when it was last looked up by id
         self._missing: dict[str, int] = {}
+        self._listed: frozenset[str] = frozenset()  # batches in flight that the list shows
         self._losses: Counter[str] = Counter()  # how often a shard's input file could not be found
         self._held: dict[str, float] = {}  # batch id -> until when such a verdict on it waits
         self._earlier: frozenset[str] = frozenset()  # batches that flew before this visit began
+        self._late: dict[str, float] = {}  # batches that were given up, and when each was last looked at
         self._asked: set[str] = set()  # batches that this process asked to cancel
-        self._date: tuple[float, float] | None = None  # the service's clock, and ours at that moment
 
     async def run(self) -> None:
         visit = self._visit
@@ -57,6 +59,7 @@ class Poller:
             plan = scheduling.poll_plan(len(flying), self._fixed(), idle)
             if flying:
                 await self._tick(flying, plan)
+            await self._look_back()
             await self._pause(plan.wait_s, bool(flying))
 
     def _fixed(self) -> float | None:
@@ -94,7 +97,7 @@ class Poller:
             for _ in range(plan.pages):
                 page = await self._visit.world.api.list_batches(after, 100)
                 if page.server_date is not None:
-                    self._date = page.server_date, self._visit.world.clock.monotonic()
+                    self._visit.date = page.server_date, self._visit.world.clock.monotonic()
                 strangers = [*page.nameless]
                 for batch in page.data:
                     shard = unseen.pop(batch.id, None)
@@ -104,6 +107,7 @@ class Poller:
                         tasks.start_soon(self._look_up, shard, batch.id)
                     else:
                         self._note(batch)
+                self._listed = frozenset(flying.keys() - unseen.keys())
                 await self._adoption.consider(strangers)
                 if not page.has_more or page.last_id is None or stuck(reading, page):
                     break
@@ -112,6 +116,17 @@ class Poller:
             for batch_id in by_age[: plan.lookups]:
                 tasks.start_soon(self._look_up, unseen[batch_id], batch_id)
         await self._adoption.settle_found()
+
+    async def _look_back(self) -> None:
+        """A batch that was given up may end after all: as long as its rows wait for an outcome it is looked at now and then."""
+        visit = self._visit
+        now = visit.world.clock.monotonic()
+        for batch_id in await visit.journal.read(spares.given_up):
+            if now - self._late.get(batch_id, float("-inf")) >= LATE_S:
+                self._late[batch_id] = now
+                with contextlib.suppress(ApiError):  # it is not waited for
+                    await self._adoption.consider([await visit.world.api.get_batch(batch_id)])
+                    await self._adoption.settle_found()
 
     async def _look_up(self, shard: Shard, batch_id: str) -> None:
         if self._held.get(batch_id, float("-inf")) > self._visit.world.clock.monotonic():
@@ -125,7 +140,6 @@ class Poller:
                     raise
                 await self._not_found(shard, batch_id)
                 return
-        self._missing.pop(batch_id, None)
         self._note(batch)
         await self._judge(shard, batch)
 
@@ -143,10 +157,14 @@ class Poller:
             visit.bell.ring()
             return
         visit.stuck.add(shard.name)
-        visit.end("paused", verdicts.forgotten(shard), 4)
+        misses = PATIENT_LOOKUPS - 1  # they are looked up in turn
+        known = any(b in self._listed or self._missing.get(b, 0) < misses for b in visit.since)
+        strange = 0 if known else len(visit.since)
+        visit.end("paused", verdicts.forgotten(shard, visit.started.settings.base_url, strange), 4)
 
     def _note(self, batch: BatchInfo) -> None:
         visit = self._visit
+        self._missing.pop(batch.id, None)
         if visit.words.get(batch.id) != batch.status:
             visit.words[batch.id] = batch.status
             visit.changed = visit.world.clock.monotonic()
@@ -183,14 +201,13 @@ class Poller:
     # -- what nobody waits for any more
 
     async def _overdue(self, shard: Shard, batch: BatchInfo) -> bool:
-        """By the service's clock as it last told it, which may be hours from ours."""
+        """By the service's clock."""
         visit = self._visit
         clock, asked_s = visit.world.clock, None
         if shard.cancel_asked and (visit.cancelling or batch.status == "cancelling"):
             asked = await visit.journal.read(lookbacks.cancel_asked, shard.name)
             asked_s = None if asked is None else clock.wall() - asked
-        now = clock.wall() if self._date is None else self._date[0] + clock.monotonic() - self._date[1]
-        return patience.overdue(batch, now, visit.config.stuck_after_s, asked_s)
+        return patience.overdue(batch, visit.now_there(), visit.config.stuck_after_s, asked_s)
 
     async def _leave(self, shard: Shard, batch_id: str) -> None:
         """Ask to cancel it, so that it may show what it has; a grace later its rows are bought again, as possibly billed."""

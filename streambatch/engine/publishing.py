@@ -56,12 +56,18 @@ class Publisher:
         """What came to stand at our names while the run worked is somebody's. Raises ConfigError."""
         if self._overwrite:
             return
-        mine = await self._journal.read(lookbacks.published_before)
-        pairs = [(self._files.errors, self.errors, mine and mine.errors_hash)]
+        earlier = await self._journal.read(lookbacks.published_before)
+        now = await self._journal.read(Store.last, e.Publishing)  # a copy or a rename that was cut may leave both names
+        mine = [intent for intent in (earlier, now) if intent is not None]
+        pairs = [(self._files.errors, self.errors, [intent.errors_hash for intent in mine])]
         if self._output != "-":
-            pairs.append((self._files.output, self._output, mine and mine.output_hash))
+            pairs.append((self._files.output, self._output, [intent.output_hash for intent in mine]))
         for partial, final, known in pairs:
-            if partial.exists() and os.path.lexists(final) and await self._hash_of(final) != known:
+            if not partial.exists() or not os.path.lexists(final) or await self._hash_of(final) in known:
+                continue
+            if await self._hash_of(final) != await self._hash_of(
+                str(partial)
+            ):  # else an earlier life of this run published it
                 raise ConfigError(
                     f"{final} came to be while this run worked, and was not made by it; move it away, or use --if-exists overwrite,"
                     " then run the same command again: the answers are kept."
@@ -78,6 +84,12 @@ class Publisher:
 
     async def _check(self, final: str, digest: str) -> None:
         if not os.path.exists(final):
+            opened = await self._journal.read(Store.last, e.Opened)
+            if opened is not None and opened.output not in ("", self._output):
+                raise ConfigError(
+                    f"This run was published as {_told(opened.output)}, and {_told(self._output)} is named now; use the first -o,"
+                    " or another --run-dir to start a new run."
+                )
             raise ConfigError(f"{final} was published by this run and is gone; restore it{await self._otherwise()}")
         if await self._blocking(disk.hash_file, final) != digest:
             raise ConfigError(f"{final} was changed since this run published it; restore it{await self._otherwise()}")
@@ -107,6 +119,10 @@ class Publisher:
                 await self._blocking(disk.copy_durably, final, partial)
                 os.chmod(partial, 0o600)
         await self._journal.append(e.Reopened())
+
+
+def _told(output: str) -> str:
+    return "stdout" if output == "-" else output
 
 
 def errors_name(output: str, run_dir: str) -> str:

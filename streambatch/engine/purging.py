@@ -28,11 +28,12 @@ from streambatch.core.purging import (
     why_kept,
 )
 from streambatch.core.wire import BatchInfo
-from streambatch.edge import failpoints, remotes
+from streambatch.edge import failpoints, mounts, remotes
 from streambatch.edge.client import BatchApi
 from streambatch.edge.fetching import GONE
-from streambatch.edge.files import RunFiles, RunLock
+from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
+from streambatch.edge.locking import RunLock
 from streambatch.engine.adoption import MARGIN_S
 from streambatch.engine.house import REAL, Connect, House
 from streambatch.errors import ApiError, ConfigError, StreambatchError
@@ -57,7 +58,7 @@ async def purge(config: Config, connect: Connect, asked: Asked, house: House = R
     lock = RunLock(files)
     lock.acquire()
     try:
-        store = Store(house.journal(files), now=house.clock.wall)
+        store = Store(house.journal(files), shared=mounts.may_share(files.folder, os.environ), now=house.clock.wall)
         journal = Journal(store, house.blocking, _deaf, failpoints.from_environment(os.environ))
         try:
             started = await journal.read(Store.last, e.Started)

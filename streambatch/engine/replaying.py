@@ -14,7 +14,7 @@ from streambatch.edge import sources
 from streambatch.edge.files import Blocking
 from streambatch.edge.journal import Journal, Store
 from streambatch.edge.serial import Serials, at_terminal
-from streambatch.errors import SourceError
+from streambatch.errors import ConfigError, SourceError
 
 RESTORE = "restore them, or start a new run with another -o."
 AGAIN = "give it the same rows again, from the first on, or start a new run with another -o."
@@ -48,14 +48,33 @@ def read_to_end(exhausted: e.Exhausted | None, inputs: Sequence[InputFile], limi
 async def check_files(
     inputs: Sequence[InputFile], known: Sequence[InputFile], serials: Serials, journal: Journal, blocking: Blocking
 ) -> None:
-    """Files that changed since they were last seen must still hold every sealed segment. Raises SourceError."""
+    """Files that changed since they were last seen must still hold every sealed segment. Raises SourceError, and ConfigError where
+    another file is given."""
     changed = changed_files(inputs, known)
 
     def wanted(segment: Segment) -> bool:
         return any(s.input in changed for s in segment.slices) and not of_stream(inputs, segment)
 
     if changed:
-        await _check(inputs, serials, journal, blocking, wanted)
+        try:
+            await _check(inputs, serials, journal, blocking, wanted)
+        except SourceError as error:
+            _refuse_others(inputs, known, changed, error)
+            raise
+
+
+def _refuse_others(
+    inputs: Sequence[InputFile], known: Sequence[InputFile], changed: frozenset[int], error: SourceError
+) -> None:
+    """What does not hold the run's rows did not change where it is another file. Raises ConfigError."""
+    for index in sorted(changed):
+        given, then = inputs[index], known[index]
+        if given.path != then.path and given.name == error.path:
+            name = then.name if then.name != given.name else then.path
+            raise ConfigError(
+                f"This run was started with {name}, and {given.name}, which is given now, holds other rows; give the first, or"
+                " start a new run with another -o."
+            ) from error
 
 
 def changed_files(inputs: Sequence[InputFile], known: Sequence[InputFile]) -> frozenset[int]:

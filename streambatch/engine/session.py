@@ -12,8 +12,9 @@ from streambatch.config import Config, Mode
 from streambatch.core import events as e
 from streambatch.core import lifecycle, tags
 from streambatch.core.models import ShardState
+from streambatch.core.purging import KINDS
 from streambatch.core.report import Summary
-from streambatch.edge import lookbacks
+from streambatch.edge import lookbacks, pointers, remotes
 from streambatch.edge.client import BatchApi
 from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
@@ -23,9 +24,11 @@ from streambatch.engine.adoption import Adoption
 from streambatch.engine.collector import Collector
 from streambatch.engine.context import Listener, Visit, World
 from streambatch.engine.disposal import Disposal
+from streambatch.engine.errorwatch import ErrorWatch
 from streambatch.engine.house import Connect, House
 from streambatch.engine.inputs import Inputs
 from streambatch.engine.maker import Maker
+from streambatch.engine.merging import append_prefix, merged_ends
 from streambatch.engine.poller import Poller
 from streambatch.engine.pool import Pool
 from streambatch.engine.publishing import Publisher, errors_name
@@ -34,6 +37,7 @@ from streambatch.engine.ticker import Ticker
 from streambatch.errors import ConfigError, StreambatchError
 from streambatch.steps import Order, Steps
 
+MOST_NAMED = 2500  # files that are counted for a message
 WINDOW_S = 86_400.0  # in which a service executes a batch
 
 
@@ -77,13 +81,15 @@ class Session:
             opening.refuse_existing(self._config)  # also where an earlier visit failed before it began
         if started is None or self._mode is not Mode.CANCEL:
             await self._inputs.look(started)
+        if self._mode is not Mode.CANCEL:  # its journal is there, and nothing was bought yet
+            await self._house.blocking(pointers.point, self._config.output, str(self._files.folder))
         if self._store.last(e.Publishing) is not None:
             await self._inputs.compare()
         if await self._nothing_new():
-            return self._finished("Nothing to do: the run was finished before.")
+            return await self._cleared(self._finished("Nothing to do: the run was finished before."))
         if self._store.last(e.Publishing) is not None:
             await self._publish()
-            return self._finished("Finished.")
+            return await self._cleared(self._finished("Finished."))
         try:
             async with self._connect(self._config) as api:
                 return await self._visit(api, started)
@@ -118,21 +124,43 @@ class Session:
             started = await self._start(api)
         inputs = started.inputs if self._mode is Mode.CANCEL else self._inputs.files
         started = msgspec.structs.replace(started, inputs=inputs)
-        await self._journal.append(opening.opened(config, self._files, inputs))
-        last = self._store.last(e.Merged)
-        ends = (0, 0) if last is None else (last.output_end, last.errors_end)
-        await house.blocking(self._files.cut_sinks, *ends)
+        opened = opening.opened(config, self._files, inputs)
+        await self._journal.append(msgspec.structs.replace(opened, exclusive=not self._store.shared))
+        await house.blocking(self._files.cut_sinks, *await merged_ends(self._journal))
         await self._sweep()
         executor = house.executor(config, self._inputs.size_bytes)
-        world = World(api, executor, house.clock, house.blocking, house.brake, self._serials)
+        world = World(api, executor, house.clock, house.blocking, house.brake, self._serials, house.free)
         try:
             visit = Visit(config, started, self._files, self._journal, world)
             disposal = Disposal(visit)
             await self._work(visit, disposal)
+            await append_prefix(visit)
         finally:
             with anyio.CancelScope(shield=True):
                 await executor.aclose()
         return self._tidied(await self._ending(visit), await disposal.last())
+
+    async def _cleared(self, summary: Summary) -> Summary:
+        """The summary of a finished run, once files are deleted at the service that a visit which was killed had left there."""
+        config, started = self._config, self._store.last(e.Started)
+        kinds = KINDS.get(config.remote_files, ())
+        if started is None or self._mode is Mode.CANCEL or not remotes.disposable(self._store, kinds, 1):
+            return summary
+        try:
+            async with self._connect(config) as api:
+                executor = self._house.executor(config, 0)
+                try:
+                    world = World(api, executor, self._house.clock, self._house.blocking)
+                    left = await Disposal(Visit(config, started, self._files, self._journal, world)).last()
+                finally:
+                    with anyio.CancelScope(shield=True):
+                        await executor.aclose()
+        except (StreambatchError, BaseExceptionGroup) as error:
+            cause = _first_cause(error) if isinstance(error, BaseExceptionGroup) else error
+            if not isinstance(cause, StreambatchError):
+                raise
+            left = len(remotes.disposable(self._store, kinds, MOST_NAMED))  # the run is finished all the same
+        return self._tidied(summary, left)
 
     async def _sweep(self) -> None:
         """Remove what killed processes left in the spool."""
@@ -181,6 +209,8 @@ class Session:
         ticker = Ticker(visit, self._listen, self._house.look_every_s)
         async with anyio.create_task_group() as tasks:
             visit.tasks = tasks
+            await visit.spool.open()
+            tasks.start_soon(visit.disk.run, 10 * self._house.look_every_s)
             await self._resume(visit)
             if self._mode is Mode.CANCEL:
                 visit.cancel()
@@ -219,8 +249,12 @@ class Session:
             return self._finished("Finished.")
         if ended.error is not None:
             raise ended.error
-        message = ended.message if ended.exit_code != 5 else f"{ended.message}{self._when()}"
-        return self._summary(ended.state, ended.exit_code, message, self._config.command)
+        message, command = ended.message, self._config.command
+        if ended.of_errors:
+            message, command = await ErrorWatch(visit).told(message)
+        return self._summary(
+            ended.state, ended.exit_code, f"{message}{self._when()}" if ended.exit_code == 5 else message, command
+        )
 
     def _tidied(self, summary: Summary, files: int) -> Summary:
         """The summary, with a word on merged files that could not be deleted at the service."""

@@ -3,6 +3,7 @@
 Buys nothing. Where what a spare holds can't be told, the run pauses: its rows may have been paid.
 """
 
+import contextlib
 from collections import Counter
 from collections.abc import Iterable
 from itertools import chain
@@ -10,7 +11,7 @@ from itertools import chain
 import anyio
 
 from streambatch.core import events as e
-from streambatch.core import lifecycle
+from streambatch.core import lifecycle, patience
 from streambatch.core.models import Shard
 from streambatch.core.wire import BatchInfo
 from streambatch.edge import scratch, spares
@@ -21,12 +22,13 @@ from streambatch.engine.context import Visit
 from streambatch.errors import ApiError, Paused
 
 LOOK = "spares"  # what is claimed while they are looked at, so that a visit does not end meanwhile
-PACE_S = 5.0  # between looks at those that have not ended
+PACE_S, SLOWEST_S = 5.0, 60.0  # between looks at those that have not ended: more and more seldom
 LOOKS = 5  # at one that the service does not know, before it counts as gone
+FETCHES = 3  # of an input file whose content is not what its batch was made of: a download may be spoilt on its way
 PARTS = INPUT, OUTPUT, ERROR = ".input.part", ".output.part", ".error.part"  # names that the next visit sweeps away
 UNREADABLE = (
     "Batch {batch} of this run was found, but the journal that says which rows of remainder {shard} it carries is lost, and {why}:"
-    " its rows would be bought again. Buying them needs another --run-id."
+    " its rows would be bought again. Nothing is bought without your word: --accept-gone rebuy."
 )
 
 
@@ -38,6 +40,9 @@ class Spares:
         self._table = str(visit.files.spool / "spares.sqlite")
         self._again = float("-inf")  # when to look again
         self._looking = False
+        self._pace_s = PACE_S
+        self._leaving: dict[str, float] = {}  # batch id -> when we asked to cancel it
+        self._displaced = 0  # spares up to this number were held against what is in flight
         self._missing: Counter[str] = Counter()
         self._lock = anyio.Lock()
 
@@ -51,7 +56,8 @@ class Spares:
                 raise Paused(
                     "A batch of a lost remainder is in flight, and what it holds shows when it ends; come again later."
                 )
-            await clock.sleep(PACE_S)
+            await clock.sleep(self._pace_s)
+            self._pace_s = min(SLOWEST_S, 1.1 * self._pace_s)
 
     async def ran(self, shard: Shard) -> bool:
         """Whether a spare has lines of a shard that is about to be created."""
@@ -96,7 +102,8 @@ class Spares:
         except Paused as pause:
             visit.end("paused", str(pause), 4)
         finally:
-            self._again = visit.world.clock.monotonic() + PACE_S
+            self._again = visit.world.clock.monotonic() + self._pace_s
+            self._pace_s = min(SLOWEST_S, 1.1 * self._pace_s)
             self._looking = False
             visit.release(LOOK)
 
@@ -106,6 +113,20 @@ class Spares:
         if batch is not None and batch.terminal:
             ended = e.SpareEnded(batch.id, batch.status, batch.output_file_id, batch.error_file_id)
             await self._visit.journal.append(ended)
+        elif batch is not None and await self._left(batch):
+            await self._visit.journal.append(e.SpareEnded(batch.id, spares.GIVEN_UP, None, None))
+
+    async def _left(self, batch: BatchInfo) -> bool:
+        """Whether nobody waits any more for one that has not ended: it is asked to cancel first, and given a grace."""
+        visit = self._visit
+        now = visit.world.clock.monotonic()
+        if batch.id in self._leaving:
+            return now - self._leaving[batch.id] >= visit.config.adopt_grace_s
+        if patience.overdue(batch, visit.now_there(), visit.config.stuck_after_s, None):
+            self._leaving[batch.id] = now
+            with contextlib.suppress(ApiError):  # a service that does not even answer that is left all the same
+                await visit.world.api.cancel_batch(batch.id)
+        return False
 
     async def _batch(self, find: e.Found) -> BatchInfo | None:
         """It, as it is now; None while the service does not know it, which one look does not prove. Raises Paused."""
@@ -119,6 +140,24 @@ class Spares:
                 raise _unreadable(find, "the service does not know it any more") from error
             return None
 
+    # -- before more is executed that was executed already
+
+    async def displace(self) -> None:
+        """Read what ended beside a batch that runs the same rows, and cancel that one: what it has not executed yet is here."""
+        visit = self._visit
+        if await visit.journal.read(spares.unread) or await visit.journal.read(spares.live):
+            await self.ready()
+        for number, shard in await visit.journal.read(spares.rivals, self._displaced):
+            stem = visit.files.stem(shard.name)
+            if not shard.cancel_asked and await visit.world.blocking(self._has_all, number, stem):
+                await visit.journal.append(e.CancelAsked(shard=shard.name, batch_id=str(shard.batch_id)))
+                with contextlib.suppress(ApiError):  # one that has ended meanwhile is read anyway
+                    await visit.world.api.cancel_batch(str(shard.batch_id))
+        self._displaced = await visit.journal.read(spares.highest_ended)
+
+    def _has_all(self, number: int, stem: str) -> bool:
+        return scratch.has_all(self._table, number, f"{stem}.jsonl", read_ids(stem)[1])
+
     # -- what they hold
 
     async def _read(self) -> bool:
@@ -130,14 +169,28 @@ class Spares:
     async def _read_one(self, find: e.Found) -> bool:
         """Put what it holds into the table; False where it has to end first."""
         visit = self._visit
-        keys = await self._keys(find)
+        missing = 0
+        try:
+            keys = await self._keys(find)
+        except Paused:
+            if visit.config.accept_gone != "rebuy":
+                raise
+            keys, missing = (), await self._counted(find)
         if keys is None:
             return False
         number = 1 + await visit.journal.read(spares.highest)
         rows = await visit.world.blocking(scratch.add, self._table, number, keys)
         await visit.world.blocking(scratch.forget, [visit.files.path("spare", ending) for ending in PARTS])
-        await visit.journal.append(e.SpareRead(batch_id=find.batch_id, number=number, rows=rows))
+        await visit.journal.append(e.SpareRead(find.batch_id, number, rows, missing))
         return True
+
+    async def _counted(self, find: e.Found) -> int:
+        """How many rows may have been billed in a batch of which nobody can say which they are; 0 where nobody can say that."""
+        try:
+            batch = await self._visit.world.api.get_batch(find.batch_id)
+        except ApiError:
+            return 0
+        return max(batch.total, batch.completed + batch.failed)
 
     async def _keys(self, find: e.Found) -> Iterable[bytes] | None:
         path = await self._lines(find)
@@ -153,9 +206,12 @@ class Spares:
         if shard is not None and find.hash in ("", shard.hash):
             return visit.files.path(shard.name, ".jsonl")
         target = visit.files.path("spare", INPUT)
-        if find.file_id is None or not await self._fetched(find.file_id, target):
-            return None
-        return target if await visit.world.blocking(hash_file, target) == find.hash else None
+        for _ in range(FETCHES if find.file_id is not None else 0):
+            if not await self._fetched(str(find.file_id), target):
+                return None
+            if await visit.world.blocking(hash_file, target) == find.hash:
+                return target
+        return None
 
     async def _fetched(self, file_id: str, target: str) -> bool:
         """Fetch a file of a batch; False where the service does not give it."""
@@ -170,6 +226,10 @@ class Spares:
     async def _results(self, find: e.Found) -> list[str] | None:
         """Its result files, where its input file is gone; None while it has not ended."""
         batch = await self._batch(find)
+        if batch is not None and not batch.terminal and await self._left(batch):
+            raise _unreadable(
+                find, "its input file is gone at the service, and it neither ends nor lets itself be cancelled"
+            )
         if batch is None or not batch.terminal:
             return None
         shaping = self._visit.started.settings.shaping

@@ -58,6 +58,6 @@ class Ticker:
         look = msgspec.structs.replace(self._seen, phase=visit.phase, elapsed_s=elapsed, note=visit.note)
         if now - self._written >= STATUS_EVERY_S:
             self._written = now
-            data = msgspec.json.encode(look)
+            data = await visit.journal.read(inspect.snapshot, look)
             await visit.world.blocking(lambda: disk.write_atomic(visit.files.status, data, sync=False))
         return look

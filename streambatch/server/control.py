@@ -42,7 +42,9 @@ def _some(told: Iterator[bytes]) -> bytes:
 
 
 async def get_faults(request: web.Request) -> web.StreamResponse:
-    return answer(request, _told(request.app[SERVICE].faults))
+    faults = request.app[SERVICE].faults
+    log = {"log": faults.log()} if request.query.get("log") == "1" else {}
+    return answer(request, _told(faults) | msgspec.to_builtins(log))
 
 
 async def set_faults(request: web.Request) -> web.StreamResponse:

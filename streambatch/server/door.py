@@ -139,6 +139,8 @@ async def misbehave(request: web.Request, handler: Handler) -> web.StreamRespons
     """Whatever the script wants of this call, in its order; then the call itself."""
     route = request.app[LABELS].get(request.match_info.handler)
     met = request.app[SERVICE].faults.http(route) if route is not None else []
+    if met and (route != "upload" or isinstance(met[-1], rules.Answer | rules.Drop)):  # else who reads its body does
+        request.app[SERVICE].faults.note(met, await _subject(request))
     for rule in met:
         if isinstance(rule, rules.Delay):
             await asyncio.sleep(rule.seconds)
@@ -150,6 +152,19 @@ async def misbehave(request: web.Request, handler: Handler) -> web.StreamRespons
             hang_up(request)
     RULES.set(met)
     return await _afterwards(request, met, await handler(request))
+
+
+async def _subject(request: web.Request) -> str:
+    """What a call is about, for the log of what the script hit."""
+    if "id" in request.match_info:
+        return request.match_info["id"]
+    if request.method != "POST":
+        return ""
+    if request.content_type == "multipart/form-data":
+        found = re.search(rb'filename="([^"]*)"', await request.content.readany())
+    else:
+        found = re.search(rb'"streambatch"\s*:\s*"([^"]*)"', await request.read())
+    return "" if found is None else found[1].decode("utf-8", "replace")
 
 
 async def _afterwards(

@@ -52,7 +52,7 @@ class Execution:
         """Execute up to `rows` more rows; the columns of the batch that changed."""
         lines = self._read(batch, rows)
         bare = [line.rstrip(b"\r\n") for line in lines]
-        chunk, names = self._answer_all(bare, plain_endpoint(batch.endpoint), faults)
+        chunk, names = self._answer_all(bare, batch, faults)
         marks = array("Q", map(xxh3_64_intdigest, bare))
         _write_at(hashes_path(self._ledger, batch.key), marks.tobytes(), HASH_BYTES * batch.executed)
         _write_at(names_path(self._ledger, batch.key), names, batch.names_bytes)
@@ -67,22 +67,22 @@ class Execution:
             "output_tokens": batch.output_tokens + chunk.output_tokens,
         }
 
-    def _answer_all(self, lines: list[bytes], endpoint: str, faults: Faults) -> tuple[Chunk, bytes]:
+    def _answer_all(self, lines: list[bytes], batch: Batch, faults: Faults) -> tuple[Chunk, bytes]:
         """What becomes of each line, and the ledger's list of them: where its result stands, and its custom_id."""
-        chunk = Chunk()
+        chunk, endpoint = Chunk(), plain_endpoint(batch.endpoint)
         answers = [self._answer(endpoint, line) for line in lines]
         if not faults.has_rows:
             chunk.take_all(answers)
             wheres = [IN_OUTPUT if answer.ok else IN_ERROR for answer in answers]
         else:
-            wheres = [self._meet(chunk, *each, faults) for each in zip(lines, answers, strict=True)]
+            wheres = [self._meet(chunk, *each, batch.id, faults) for each in zip(lines, answers, strict=True)]
         names = [where + name_in(answer.line) + b"\n" for where, answer in zip(wheres, answers, strict=True)]
         return chunk, b"".join(names)
 
-    def _meet(self, chunk: Chunk, line: bytes, answer: Answer, faults: Faults) -> bytes:
+    def _meet(self, chunk: Chunk, line: bytes, answer: Answer, batch_id: str, faults: Faults) -> bytes:
         """Take one row's answer, or what the script makes of it; where its result stands."""
         errors, lost, custom_id = len(chunk.errors), chunk.lost, self._name(line).custom_id
-        rule = faults.row(custom_id)
+        rule = faults.row(custom_id, batch_id)
         if rule is None:
             chunk.take(answer)
         else:

@@ -5,16 +5,29 @@ Chances of rows are a function of the script's seed and the `custom_id`; those o
 
 import re
 import threading
-from collections import Counter
+import time
+from collections import Counter, deque
 from random import Random
 
+import msgspec
 from xxhash import xxh3_64_intdigest
 
 from streambatch.server.rules import ENDING, BatchRule, HttpRule, RowRule, Rows, When
 from streambatch.server.script import Script
 
 WHOLE = 1 << 64
+LOGGED = 10_000
 Place = tuple[str, int]
+
+
+class Hit(msgspec.Struct, frozen=True):
+    """That a rule hit: its table and place there, the unix time, and what it hit: an id in the call's path, the `streambatch`
+    metadata of a create or a batch, an upload's file name, a row's batch id; empty for calls that are of nothing alone."""
+
+    table: str
+    rule: int
+    at: float
+    what: str
 
 
 class Faults:
@@ -26,6 +39,7 @@ class Faults:
         self._lock = threading.Lock()
         self._seen: Counter[Place] = Counter()
         self._hits: Counter[Place] = Counter()
+        self._log: deque[Hit] = deque(maxlen=LOGGED)
         self._chances: dict[Place, Random] = {}
         self._row_patterns = [_pattern(rule.match) for rule in script.rows]
         self._batch_patterns = [_pattern(rule.match) for rule in script.batches]
@@ -47,13 +61,18 @@ class Faults:
         """The rules that hit a new batch with this `streambatch` metadata."""
         with self._lock:
             rules = zip(enumerate(self.script.batches), self._batch_patterns, strict=True)
-            return [rule for (n, rule), pattern in rules if pattern.search(tag) and self._fires(("batches", n), rule)]
+            met = [
+                (n, rule) for (n, rule), pattern in rules if pattern.search(tag) and self._fires(("batches", n), rule)
+            ]
+            self._log += [Hit("batches", n, time.time(), tag) for n, _ in met]
+            return [rule for _, rule in met]
 
-    def row(self, custom_id: str) -> RowRule | None:
+    def row(self, custom_id: str, batch_id: str = "") -> RowRule | None:
         """The first rule that hits this execution of a row."""
         with self._lock:
             for n, rule in enumerate(self.script.rows):
                 if self._concerns(n, rule, custom_id) and self._row_fires(n, rule, custom_id):
+                    self._log.append(Hit("rows", n, time.time(), batch_id))
                     return rule
         return None
 
@@ -62,6 +81,18 @@ class Faults:
         sizes = {"http": len(self.script.http), "rows": len(self.script.rows), "batches": len(self.script.batches)}
         with self._lock:
             return {table: [self._hits[table, n] for n in range(size)] for table, size in sizes.items()}
+
+    def note(self, met: list[HttpRule], what: str) -> None:
+        """Log what rules of calls hit, which shows only after they were looked up."""
+        with self._lock:
+            for n, rule in enumerate(self.script.http):
+                if any(rule is one for one in met):
+                    self._log.append(Hit("http", n, time.time(), what))
+
+    def log(self) -> list[Hit]:
+        """The newest hits, oldest first."""
+        with self._lock:
+            return list(self._log)
 
     def _fires(self, place: Place, rule: When) -> bool:
         before = self._seen[place]

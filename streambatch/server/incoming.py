@@ -8,7 +8,7 @@ from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
 from streambatch.server import rules
-from streambatch.server.door import RULES, RefusedError, hang_up, stall
+from streambatch.server.door import RULES, SERVICE, RefusedError, hang_up, stall
 from streambatch.server.multipart import Multipart, Part
 
 BLOCK = 1 << 20
@@ -69,6 +69,8 @@ class Incoming:
             raise RefusedError(400, f"Only one '{self._field}' may be sent at a time.", param=self._field)
         if part.name == self._field:
             self.filename = part.filename if part.filename is not None else "upload"
+            if "id" not in request.match_info:
+                request.app[SERVICE].faults.note(RULES.get(), self.filename)
             await self._take_file(body, Meeting(request, RULES.get()))
         elif part.name is not None:
             self.fields[part.name] = await _text(body)

@@ -6,7 +6,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 from tests.chaos import life, plan, simulate, table
@@ -19,32 +19,19 @@ def main(args: Sequence[str] | None = None) -> int:
     folder = Path(asked.keep) if asked.keep else Path(tempfile.mkdtemp(prefix="chaos-"))
     began = time.monotonic()
     if asked.simulate is not None:
-        return _simulate(
+        return simulate.main(
             [asked.seed] if asked.seed is not None else range(asked.first, asked.first + asked.simulate), asked.jobs
         )
-    lives, failures = run(seeds, folder, asked.jobs)
-    if lives:
-        print(table.table(lives, table.kinds()))
-        peak = max(one.peak_mib for one in lives)
-        told = f"{len(lives)} seeds held, {len(failures)} failed, in {time.monotonic() - began:.0f} s"
-        print(f"\n{told}; peak memory of an engine {peak:.0f} MiB.")
-    if not failures and not asked.keep:
+    lives = run(seeds, folder, asked.jobs)
+    failed = sum(bool(one.failure) for one in lives)
+    print(f"{table.table(lives, plan.kinds())}\n\n{table.gaps(lives)}")
+    if life.WITHOUT_STRACE is not None:
+        print(f"\nWithout {', '.join(plan.TRACED)}: {life.WITHOUT_STRACE}.")
+    told = f"{len(lives) - failed} seeds held, {failed} failed, in {time.monotonic() - began:.0f} s"
+    print(f"\n{told}; peak memory of an engine {max(one.peak_mib for one in lives):.0f} MiB.")
+    if not failed and not asked.keep:
         shutil.rmtree(folder)
-    return 1 if failures else 0
-
-
-def _simulate(seeds: Sequence[int], jobs: int) -> int:
-    began = time.monotonic()
-    with ProcessPoolExecutor(jobs) as pool:
-        found = list(pool.map(simulate.live, seeds, chunksize=8))
-    lives = [one for one in found if isinstance(one, life.Life)]
-    failures = [one for one in found if isinstance(one, str)]
-    print(table.table(lives, simulate.kinds(lives)))
-    for seed, one in zip(seeds, found, strict=True):
-        if isinstance(one, str):
-            print(f"{one}\n  again: python -m tests.chaos --simulate 1 --seed {seed}", file=sys.stderr)
-    print(f"\n{len(lives)} schedules held, {len(failures)} failed, in {time.monotonic() - began:.0f} s.")
-    return 1 if failures else 0
+    return 1 if failed else 0
 
 
 def _parse(args: Sequence[str] | None) -> argparse.Namespace:
@@ -58,25 +45,20 @@ def _parse(args: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(args)
 
 
-def run(seeds: Sequence[int], folder: Path, jobs: int) -> tuple[list[life.Life], list[str]]:
-    """The lives of the seeds that held, and why the others failed, each told at once."""
-    lives, failures = [], []
+def run(seeds: Sequence[int], folder: Path, jobs: int) -> list[life.Life]:
+    """The lives of the seeds, each told at once."""
+    lives = []
     with ThreadPoolExecutor(jobs) as pool:
-        for seed, found in zip(seeds, pool.map(lambda seed: life.live(seed, folder), seeds), strict=True):
-            if isinstance(found, life.Life):
-                lives.append(found)
-                print(
-                    f"seed {seed}: held after {found.visits} visits, {sum(found.fired.values())} faults, {found.took_s:.0f} s",
-                    file=sys.stderr,
-                )
+        for done in as_completed([pool.submit(life.live, seed, folder) for seed in seeds]):
+            one = done.result()
+            lives.append(one)
+            told = f"{one.visits} visits, {sum(one.fired.values())} faults, {one.took_s:.0f} s"
+            if one.failure:
+                again = f"  files in {folder}/seed-{one.seed}\n  again: python -m tests.chaos --seed {one.seed}"
+                print(f"seed {one.seed} FAILED after {told}: {one.failure}\n{again}", file=sys.stderr, flush=True)
             else:
-                failures.append(found)
-                print(
-                    f"{found}\n  {plan.plan(seed).dataset} in {folder}/seed-{seed}\n  again: python -m tests.chaos --seed {seed}",
-                    file=sys.stderr,
-                )
-            sys.stderr.flush()
-    return lives, failures
+                print(f"seed {one.seed}: held after {told}", file=sys.stderr, flush=True)
+    return sorted(lives, key=lambda one: one.seed)
 
 
 if __name__ == "__main__":

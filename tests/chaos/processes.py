@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +29,14 @@ def toml(script: dict[str, Any]) -> str:
     lines = [f"seed = {script['seed']}"] if "seed" in script else []
     for table, rules in script.items():
         for rule in rules if isinstance(rules, list) else ():
-            lines += [f"[[{table}]]", *(f"{name} = {json.dumps(value)}" for name, value in rule.items())]
+            lines += [f"[[{table}]]", *(f"{name} = {_value(value)}" for name, value in rule.items())]
     return "\n".join([*lines, ""])
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, dict):
+        return f"{{{', '.join(f'{name} = {_value(each)}' for name, each in value.items())}}}"
+    return json.dumps(value)
 
 
 class Server:
@@ -41,7 +46,7 @@ class Server:
         folder.mkdir(parents=True, exist_ok=True)
         self._folder = folder
         self._port = "0"
-        self._before: Counter[tuple[str, int]] = Counter()
+        self._before: list[dict[str, Any]] = []
         self.deaths = 0
         (folder / "faults.toml").write_text(toml(script))
         self.start()
@@ -65,7 +70,7 @@ class Server:
 
     def kill(self) -> None:
         with contextlib.suppress(OSError):  # it may be dead already
-            self._before += self._hits()
+            self._before += self._log()
         self._process.send_signal(signal.SIGKILL)
         self._process.wait(START_S)
         self.deaths += 1
@@ -82,13 +87,12 @@ class Server:
         with urllib.request.urlopen(request, timeout=30) as answer:
             return bytes(answer.read())
 
-    def hits(self) -> Counter[tuple[str, int]]:
-        """How often each rule (its table, its number there) hit, since the first start."""
-        return self._before + self._hits()
+    def log(self) -> list[dict[str, Any]]:
+        """Each hit of a rule, since the first start."""
+        return self._before + self._log()
 
-    def _hits(self) -> Counter[tuple[str, int]]:
-        told = json.loads(self.ask("/control/faults"))["hits"]
-        return Counter({(table, n): int(hits) for table, each in told.items() for n, hits in enumerate(each) if hits})
+    def _log(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.ask("/control/faults?log=1"))["log"])
 
     def batches(self) -> list[dict[str, Any]]:
         """All of them, once nothing misbehaves any more."""
@@ -153,10 +157,17 @@ class Engine:
         if self._process.returncode is None:
             self._process.wait(START_S)
 
-    def kill(self) -> Ended | None:
+    def last(self) -> Ended:
+        """Its end, however long it takes; one that takes for ever is killed."""
+        ended = self.wait()
+        if ended is None:
+            raise AssertionError("a visit did not end")
+        return ended
+
+    def kill(self) -> Ended:
         """SIGKILL, with its workers, as when the machine goes."""
         self._killed = True
         with contextlib.suppress(ProcessLookupError):  # it may have ended on its own
             os.killpg(self._process.pid, signal.SIGKILL)
         self._deadline = time.monotonic() + START_S
-        return self.wait(START_S)
+        return self.last()

@@ -111,12 +111,6 @@ def test_a_prompt_file_is_read_as_it_is(tmp_path: Path) -> None:
         made(tmp_path, KEY, prompt_file=file)
 
 
-def test_the_run_directory_follows_the_pointer(tmp_path: Path) -> None:
-    (tmp_path / "out.jsonl.run").write_text(f"{tmp_path}/elsewhere\n", encoding="utf-8")
-    assert made(tmp_path, KEY).run_dir == f"{tmp_path}/elsewhere"
-    assert made(tmp_path, KEY, output="-", run_dir=tmp_path / "r").output == "-"
-
-
 @pytest.mark.parametrize("base_url", ["local", "LOCAL", "ftp://x", "x.example", "https://user:pw@x.example"])
 def test_an_address_that_is_none(tmp_path: Path, base_url: str) -> None:
     with pytest.raises(ConfigError) as told:

@@ -65,6 +65,8 @@ def test_a_value_in_its_plain_form(name: str, written: object, value: object) ->
         ("max_requests", "ten"),
         ("max_requests", 2.5),
         ("max_requests", True),
+        ("poll_interval", "0"),
+        ("poll_interval", 0),
         ("stop_after", "soon"),
         ("stop_after", "5 parsecs"),
         ("stop_after", -3),

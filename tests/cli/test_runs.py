@@ -152,7 +152,40 @@ def test_other_settings_of_a_run_are_refused(here: Path) -> None:
     assert process(words, here).returncode == 0
     told = process([*words, "--param", "temperature=1"], here)
     assert told.returncode == 2
-    assert "started with params" in told.stderr
+    assert "started without --param temperature, now it is run with --param temperature=1; use the first" in told.stderr
+
+
+def test_another_input_or_another_output_is_named_as_such(here: Path) -> None:
+    words = ["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *QUICK, "--quiet"]
+    assert process(words, here).returncode == 0
+    (here / "others.jsonl").write_text('{"word": "x"}\n' * ROWS, encoding="utf-8")
+    told = process(["run", "others.jsonl", *words[2:]], here)
+    assert told.returncode == 2
+    assert "was started with rows.jsonl, and others.jsonl, which is given now, holds other rows" in told.stderr
+    assert "to go on" not in told.stderr
+    told = process([*words[:3], "new.jsonl", *words[4:], "--run-dir", "out.jsonl.run"], here)
+    assert told.returncode == 2
+    assert f"published as {here}/out.jsonl, and {here}/new.jsonl is named now" in told.stderr
+    (here / "rows.jsonl").write_text('{"word": "x"}\n' * ROWS, encoding="utf-8")
+    assert "rows.jsonl changed in rows that this run has already cut" in process(words, here).stderr
+
+
+@pytest.mark.parametrize("name", ["nothing.jsonl", "."])
+def test_an_input_that_is_none_gives_no_command_to_repeat(here: Path, name: str) -> None:
+    told = process(["run", name, "-o", "out.jsonl", *ASK], here)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
+    assert "to go on" not in told.stderr
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="file names are text here")
+def test_a_path_that_is_no_text_is_told_all_the_same(here: Path) -> None:
+    assert process(["run", "rows.jsonl", "-o", "out.jsonl", *ASK, *QUICK, "--quiet"], here).returncode == 0
+    odd = os.fsdecode(b"odd-\xff")
+    (here / "out.jsonl.run").rename(here / odd)
+    told = process(["status", odd, "--json"], here)
+    assert (told.returncode, told.stderr) == (0, "")
+    assert json.loads(told.stdout)["run_dir"] == f"{here}/odd-\ufffd"
+    assert process(["status", odd + "x"], here).returncode == 2
 
 
 def test_a_damaged_journal_is_no_reason_to_repeat_the_command(here: Path) -> None:
@@ -161,7 +194,7 @@ def test_a_damaged_journal_is_no_reason_to_repeat_the_command(here: Path) -> Non
     with (here / "out.jsonl.run" / "journal.sqlite").open("r+b") as file:
         file.write(b"\0" * 8192)
     told = process(words, here)
-    assert (told.returncode, told.stderr.count("\n")) == (3, 1)
+    assert (told.returncode, told.stderr.count("\n")) == (2, 1)
     assert "is damaged" in told.stderr
     assert "to go on" not in told.stderr
     assert "nothing runs" not in told.stderr

@@ -107,7 +107,7 @@ async def test_batches_of_other_settings_under_the_same_id_stop_the_run(tmp_path
         tmp_path, [source], server.url, server.api_key, run_id="named", output=tmp_path / "b.jsonl", max_attempts=3
     )
     other = msgspec.structs.replace(other, limits=msgspec.structs.replace(other.limits, max_requests=7))
-    with pytest.raises(StreambatchError, match="made with other settings"):
+    with pytest.raises(StreambatchError, match=r"was made with --max-requests [0-9]+, not 7; use"):
         await rig.run(other)
     source.write_bytes(source.read_bytes().replace(b"question 3 ", b"question X "))
     third = rig.config(tmp_path, [source], server.url, server.api_key, run_id="named", output=tmp_path / "c.jsonl")

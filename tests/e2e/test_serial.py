@@ -249,7 +249,7 @@ async def test_what_is_sealed_is_finished_without_the_stream(
     with pytest.raises(SourceError, match="changed in rows"):
         await rig.run(stream(config, b"".join(reversed(rows))))
     other = msgspec.structs.replace(config, asked=msgspec.structs.replace(PLAIN, prompt="Sing {{ name }}"))
-    with pytest.raises(ConfigError, match="was started with prompt"):
+    with pytest.raises(ConfigError, match=r"was started with --prompt '.*', now it is run with --prompt 'Sing"):
         await rig.run(stream(other, b""))
     summary = await rig.run(stream(config, b"", terminal=True))
     assert (summary.state, summary.done) == ("finished", 25)

@@ -154,7 +154,7 @@ async def test_progress_and_every_event_are_heard(tmp_path: Path, server: Any) -
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"limits": ShardLimits(max_requests=11)}, "max_requests 10, now it is 11"),
+        ({"limits": ShardLimits(max_requests=11)}, "--max-requests 10, now it is run with --max-requests 11"),
         ({"asked": Asked(endpoint="/v1/responses")}, "endpoint"),
         ({"run_id": "another"}, "holds run"),
     ],

@@ -8,11 +8,13 @@ from typing import Any
 
 import anyio
 import pytest
+import trio
 import xxhash
 
 from streambatch import api, streaming
 from streambatch.core import events as e
-from streambatch.edge.files import is_locked
+from streambatch.edge.files import RunFiles
+from streambatch.edge.locking import RunLock, is_locked
 from streambatch.edge.service import Service
 from streambatch.errors import ApiError, ConfigError, Paused, SourceError, StreambatchError
 from streambatch.outcome import Outcome
@@ -363,3 +365,40 @@ async def test_rows_before_one_that_can_not_be_read_come_first(tmp_path: Path, s
             await anext(results)
         assert not results.complete
     assert len(got) == 20
+
+
+# -- used otherwise than meant
+
+
+async def test_a_stream_that_is_not_entered_or_entered_twice(tmp_path: Path, server: Any) -> None:
+    one = streaming.stream([{"n": 0}], **options(server, tmp_path))
+    with pytest.raises(ConfigError, match="async with stream"):
+        aiter(one)
+    async with one as results:
+        assert [outcome.ok async for outcome in results] == [True]
+    with pytest.raises(ConfigError, match=r"call stream.. again"):
+        async with one:
+            raise AssertionError
+
+
+async def test_two_visits_of_one_process_to_one_run(tmp_path: Path, server: Any) -> None:
+    given = options(server, tmp_path)
+    files = RunFiles(str(given["run_dir"]))
+    files.create()
+    lock = RunLock(files)
+    lock.acquire()
+    try:
+        async with streaming.stream([{"n": 0}], **given) as results:
+            with pytest.raises(ConfigError, match=r"This process has the run in .* already, in another call"):
+                await anext(results)
+    finally:
+        lock.release()
+
+
+def test_a_stream_under_another_loop() -> None:
+    async def main() -> None:
+        async with streaming.stream([{"n": 0}]):
+            raise AssertionError
+
+    with pytest.raises(ConfigError, match=r"call stream.. under asyncio, or run_sync"):
+        trio.run(main)

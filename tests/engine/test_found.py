@@ -18,8 +18,9 @@ from streambatch.core.models import Segment, Shard, ShardState, Slice, Usage
 from streambatch.core.report import Summary
 from streambatch.core.wire import BatchError, BatchInfo
 from streambatch.edge import files, spares
-from streambatch.edge.files import RunFiles, RunLock
+from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, PoolGroup, SegmentRow, Store, read_only
+from streambatch.edge.locking import RunLock
 from streambatch.errors import ApiError, ConfigError, JournalError, StorageError
 from tests.e2e import rig
 from tests.engine.test_virtual import ids
@@ -253,6 +254,7 @@ HOT: dict[str, Callable[[Store], object]] = {
     "span": Store.span,
     "findable": lambda store: store.findable(FLYING),
     "unread spares": spares.unread,
+    "given up": spares.given_up,
     "next to merge": Store.next_to_merge,
     "swept": lambda store: store.swept(100),
 }

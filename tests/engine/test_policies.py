@@ -93,13 +93,34 @@ def test_a_run_of_errors_stops_buying(tmp_path: Path) -> None:
     for summary in (first, second):
         assert (summary.state, summary.exit_code) == ("paused", 4)
         assert summary.failed == 8000
-        assert summary.message.split(" ", 1)[1].startswith("of the first ")
+        assert summary.message.startswith(
+            "8000 of the first 8000 outcomes "
+        )  # all that was bought, not what was known then
+        assert str(summary.next_command).endswith(", but with pause_on_errors='100%'")
         assert "more than --pause-on-errors 50% allows, most of them invalid_request: as scripted" in summary.message
         assert "[row 0 (" in summary.message
         assert "in.jsonl, line 1); row 1 (" in summary.message
     assert second.batches == first.batches == 8
     assert (third.state, third.failed, third.exit_code) == ("finished", rows, 6)
     assert api.rows_executed_again == 0
+
+
+@pytest.mark.parametrize(
+    ("command", "errors", "beyond"),
+    [
+        ("streambatch run in -o out", 1000, "streambatch run in -o out --pause-on-errors 100%"),
+        (
+            "streambatch run in -o out --pause-on-errors 59%",
+            600,
+            "streambatch run in -o out --pause-on-errors 59% --pause-on-errors 70%",
+        ),
+        ("... | streambatch run - -o 'a b'", 599, "... | streambatch run - -o 'a b' --pause-on-errors 60%"),
+        ("... | streambatch run -o 'a b' -- -", 599, "... | streambatch run -o 'a b' --pause-on-errors 60% -- -"),
+        ("call run() again", 501, "call run() again, but with pause_on_errors='60%'"),
+    ],
+)
+def test_the_command_that_goes_on_beyond_the_errors(command: str, errors: int, beyond: str) -> None:
+    assert pausing.command_beyond(command, 1000 - errors, errors) == beyond
 
 
 def test_a_higher_figure_goes_on_and_the_same_pauses_at_once(tmp_path: Path) -> None:
@@ -262,6 +283,35 @@ def test_a_batch_that_the_service_forgot_waits_for_the_users_word(tmp_path: Path
     assert "--accept-gone" in paused.message
     assert (ended.state, ended.failed, ended.possibly_billed) == ("finished", 15, 15)
     assert api.rows_executed_again == 0
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"), [(15, "batch batch-000001"), (40, "any of the 3 batches that this run has in flight")]
+)
+def test_an_empty_service_may_be_another_one(tmp_path: Path, rows: int, said: str) -> None:
+    """Before any word on paying again: is it the right server, account and project?"""
+
+    class Two(MemoryBatchApi):
+        visit = 0
+
+        async def list_batches(self, after: str | None = None, limit: int = 100) -> BatchPage:
+            page = await super().list_batches(after, limit)
+            return msgspec.structs.replace(page, data=(), has_more=False) if self.visit else page
+
+        async def get_batch(self, batch_id: str) -> BatchInfo:
+            if self.visit:
+                raise ApiError("No such batch (404).", status=404)
+            return await super().get_batch(batch_id)
+
+    def other(number: int, api: MemoryBatchApi) -> None:
+        vars(api)["visit"] = number
+
+    [_, paused], _ = visits(tmp_path, rows, {"once": True}, {}, before=other, kind=Two, duration_s=3600.0)
+    assert (paused.state, paused.exit_code) == ("paused", 4)
+    assert paused.message.startswith("The service at http")
+    asked, _ = paused.message.split("--accept-gone error", 1)
+    assert f" does not know {said}; is it another server, account or project than the run's?" in asked
+    assert paused.batches == (rows + 14) // 15
 
 
 def test_the_users_word_counts_more_than_the_users_cancel() -> None:

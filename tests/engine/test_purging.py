@@ -20,8 +20,9 @@ from streambatch.core.report import Summary
 from streambatch.core.wire import BatchInfo
 from streambatch.edge import files, remotes
 from streambatch.edge.client import BatchApi
-from streambatch.edge.files import RunFiles, RunLock
+from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Store, read_only
+from streambatch.edge.locking import RunLock
 from streambatch.edge.retrying import RetryingApi
 from streambatch.edge.workers import InlineExecutor
 from streambatch.engine import House
@@ -598,7 +599,7 @@ def test_a_run_that_a_process_holds_is_not_purged(tmp_path: Path) -> None:
         lock = RunLock(RunFiles(asked.run_dir))
         lock.acquire()
         try:
-            with pytest.raises(ConfigError, match="Another process"):
+            with pytest.raises(ConfigError, match=r"This process has the run in .* already"):
                 await purged(asked, api, clock)
         finally:
             lock.release()

@@ -258,6 +258,44 @@ def test_a_left_row_is_not_merged(tmp_path: Path) -> None:
         segment.merge()
 
 
+@pytest.mark.parametrize("emit", ["results", "rows"])
+@pytest.mark.parametrize("how", ["awaited", "left"])
+@pytest.mark.parametrize("first", [0, 2, 4, 5, 7])
+def test_a_prefix_ends_before_the_first_row_that_waits(tmp_path: Path, first: int, how: str, emit: str) -> None:
+    """Blank, bad and failed rows before it are as in the whole; what is behind it is left out, finished or not."""
+    sent = [0, 2, 4, 5, 7]
+    whole, part = (_mixed(tmp_path / name, sent, first, how) for name, how in (("whole", "whole"), ("part", how)))
+    _, all_out, all_err = whole.merge(emit)
+    made, out, err = part.merge(emit, awaited=(str(part.folder / "s2"),) if how == "awaited" else ())
+    before = [row for row in sent if row < first and (row != 2 or emit == "rows")]
+    assert out == all_out[: len(before)]
+    assert err == [line for line in all_err if line["ordinal"] < FIRST_ORDINAL + first]
+    assert (made.done, made.errors) == (sum(row != 2 for row in sent if row < first), len(err))
+
+
+def _mixed(folder: Path, sent: list[int], first: int, how: str) -> Segment:
+    """A segment with blank rows, a bad one, and one in error, of which row `first` may wait."""
+    folder.mkdir()
+    segment = Segment(folder, [b"{}", b"bad", b'{"a": 1}', b"", b"{}", b"{}", b"", b"{}"])
+    segment.mark_bad(1)
+    rows = [row for row in sent if how != "awaited" or row != first]
+    lines = {row: [success(segment.custom_id(row), f"to {row}")] for row in rows}
+    lines |= {2: [failure(segment.custom_id(2), 400)]} if 2 in rows else {}
+    lines |= {first: [failure(segment.custom_id(first), 500)]} if how == "left" else {}
+    segment.batch("s1", rows, lines, generation=0)
+    write_ids(folder / "s2", [segment.custom_id(first)], [first])
+    return segment
+
+
+def test_a_prefix_of_a_segment_that_lost_rows_is_refused(tmp_path: Path) -> None:
+    segment = _mixed(tmp_path / "part", [0, 2, 4, 5, 7], 4, "awaited")
+    with pytest.raises(JournalError, match="has 6 rows, of which 5"):
+        segment.merge(awaited=())
+    write_ids(segment.folder / "s2", ["x"], [8])
+    with pytest.raises(JournalError, match="has 6 rows, of which 5"):
+        segment.merge(awaited=(str(segment.folder / "s2"),))
+
+
 @pytest.mark.parametrize("change", [lambda b: b[: -RECORD.size], lambda b: b[:-1], lambda b: b + b[: RECORD.size]])
 def test_a_damaged_outcome_file_is_said(tmp_path: Path, change: Any) -> None:
     segment = simple(tmp_path, success("100"), success("101"))

@@ -61,6 +61,8 @@ class _Batch(msgspec.Struct):
     ends: float = math.inf
     ending: str = "completed"
     executes: int = 0
+    held: float | None = None  # the part of its rows that is executed while it is stuck
+    deaf: bool = False  # a cancel is taken, and nothing comes of it
     done: bool = False
     output_id: str | None = None
     error_id: str | None = None
@@ -76,8 +78,11 @@ class MemoryBatchApi:
 
     `status_of(row)` is the HTTP status of an executed row; None loses the row: executed, and in neither file.
     `refuse(batch)` gives the error a batch fails with at validation; `expire_at(batch id)` the part of the rows that is
-    executed when its window ends (None: it is not held up); `view(batch)` is what a look shows of it. Without `turns_pages`
-    every page of the list is its first. Files are gone after `file_life_s`.
+    executed when its window ends (None: it is not held up), `cancelled_at(batch id)` the part after which somebody else cancels
+    it, `stuck(batch id)` the part after which it neither moves nor ends (and whether a cancel helps as little); `view(batch)` is
+    what a look shows of it. `wrong(custom_id)` is what is wrong with a request line, `line_of(row, line)` what becomes of a
+    result line, `content(call, file, data)` what a call sees of a file. Without `turns_pages` every page of the list is its
+    first; none has more than `page_rows`. Files are gone after `file_life_s`.
     """
 
     def __init__(
@@ -95,8 +100,14 @@ class MemoryBatchApi:
         status_of: Callable[[Row], int | None] | None = None,
         refuse: Callable[[BatchInfo], BatchError | None] | None = None,
         expire_at: Callable[[str], float | None] | None = None,
+        cancelled_at: Callable[[str], float | None] | None = None,
+        stuck: Callable[[str], tuple[float, bool] | None] | None = None,
         view: Callable[[BatchInfo], BatchInfo] | None = None,
+        wrong: Callable[[str], BatchError | None] | None = None,
+        line_of: Callable[[Row, bytes], bytes] | None = None,
+        content: Callable[[str, FileInfo, bytes], bytes] | None = None,
         turns_pages: bool = True,
+        page_rows: int = 1000,
         file_life_s: float | None = None,
     ) -> None:
         self._clock = clock
@@ -111,7 +122,13 @@ class MemoryBatchApi:
         self._refuse = refuse
         self._expire_at = expire_at
         self._view = view
+        self._cancelled_at = cancelled_at
+        self._stuck = stuck
+        self._wrong = wrong
+        self._line_of = line_of
+        self._content = content
         self._turns_pages = turns_pages
+        self._page_rows = page_rows
         self._file_life_s = file_life_s
         self._files: dict[str, tuple[FileInfo, bytes]] = {}
         self._batches: dict[str, _Batch] = {}
@@ -156,10 +173,10 @@ class MemoryBatchApi:
         return await self._do("upload", name, lambda: self._keep(Path(path).read_bytes(), name))
 
     async def file_info(self, file_id: str) -> FileInfo:
-        return await self._do("file_info", file_id, lambda: self._file(file_id)[0])
+        return await self._do("file_info", file_id, lambda: self._info(file_id))
 
     async def download(self, file_id: str, target: str) -> int:
-        return await self._do("download", file_id, lambda: Path(target).write_bytes(self._file(file_id)[1]))
+        return await self._do("download", file_id, lambda: Path(target).write_bytes(self._bytes("download", file_id)))
 
     async def delete_file(self, file_id: str) -> bool:
         return await self._do("delete_file", file_id, lambda: self._files.pop(file_id, None) is not None)
@@ -230,6 +247,15 @@ class MemoryBatchApi:
             raise ApiError(f"The service does not know the file {file_id} (404).", status=404)
         return self._files[file_id]
 
+    def _info(self, file_id: str) -> FileInfo:
+        info = self._file(file_id)[0]
+        return msgspec.structs.replace(info, bytes=len(self._bytes("file_info", file_id)))
+
+    def _bytes(self, call: str, file_id: str) -> bytes:
+        """What a call sees of it."""
+        info, data = self._file(file_id)
+        return data if self._content is None else self._content(call, info, data)
+
     def _batch(self, batch_id: str) -> _Batch:
         if batch_id not in self._batches:
             raise ApiError(f"The service does not know the batch {batch_id} (404).", status=404)
@@ -238,7 +264,7 @@ class MemoryBatchApi:
     def _page(self, after: str | None, limit: int) -> BatchPage:
         now = self._clock.wall()
         newest_first = [b for b in reversed(self._batches.values()) if b.created + self._list_lag_s <= now]
-        start = 0
+        start, limit = 0, min(limit, self._page_rows)
         if after is not None and self._turns_pages:
             start = 1 + next((i for i, b in enumerate(newest_first) if b.id == after), len(newest_first))
         chosen = newest_first[start : start + limit]
@@ -283,6 +309,8 @@ class MemoryBatchApi:
                 errors.append(BatchError("invalid_json_line", "This line is not parseable as valid JSON.", number))
                 continue
             errors.extend(_wrong(request, number, endpoint, seen))
+            if self._wrong is not None and (wrong := self._wrong(str(request.custom_id))) is not None:
+                errors.append(msgspec.structs.replace(wrong, line=number))
             seen.add(str(request.custom_id))
             requests.append(request)
         return requests, tuple(errors)
@@ -301,6 +329,15 @@ class MemoryBatchApi:
         batch.ends = batch.finalizes + self._finalizing_s
         batch.executes = rows
         deadline = batch.created + self._window_s
+        if self._stuck is not None and (stuck := self._stuck(batch.id)) is not None:
+            batch.held, batch.deaf = stuck
+            batch.finalizes = batch.ends = math.inf
+            return
+        if self._cancelled_at is not None and (part := self._cancelled_at(batch.id)) is not None:
+            batch.executes, batch.ending = int(rows * part), "cancelled"
+            batch.finalizes = batch.starts + duration * part
+            batch.ends = batch.finalizes + self._cancelling_s
+            return
         held = self._expire_at(batch.id) if self._expire_at is not None else None
         if held is not None or batch.ends > deadline:
             batch.executes = int(rows * held) if held is not None else self._by(batch, deadline)
@@ -309,6 +346,8 @@ class MemoryBatchApi:
 
     def _by(self, batch: _Batch, moment: float) -> int:
         """How many rows are executed by a moment."""
+        if batch.held is not None:
+            return int(len(batch.requests) * batch.held)
         span = batch.finalizes - batch.starts
         part = 1.0 if moment >= batch.finalizes else max(0.0, moment - batch.starts) / span
         return min(batch.executes, int(len(batch.requests) * part))
@@ -316,11 +355,11 @@ class MemoryBatchApi:
     def _cancel(self, batch: _Batch) -> BatchInfo:
         now = self._clock.wall()
         self._advance(batch)
-        if not batch.done and batch.ending != "cancelled":
+        if not batch.done and not (batch.ending == "cancelled" and now >= batch.finalizes):
             batch.executes = self._by(batch, now)
             batch.ending = "cancelled"
             batch.finalizes = now
-            batch.ends = now + self._cancelling_s
+            batch.ends = math.inf if batch.deaf else now + self._cancelling_s
             self._watch(batch)
         return self._shown(batch)
 
@@ -357,9 +396,10 @@ class MemoryBatchApi:
             if status == 200
             else {"error": {"message": "as scripted", "type": "server_error"}}
         )
-        return _line(
-            custom_id, {"status_code": status, "request_id": f"req-{key[1]}", "body": answer}, None
-        ), status == 200
+        line = _line(custom_id, {"status_code": status, "request_id": f"req-{key[1]}", "body": answer}, None)
+        if self._line_of is not None:
+            line = self._line_of(Row(custom_id, body, self._executed[key] - 1), line)
+        return line, status == 200
 
     def _told(self, batch: _Batch) -> BatchInfo:
         """What a look at it shows."""
@@ -394,9 +434,9 @@ class MemoryBatchApi:
         now = self._clock.wall()
         if batch.done:
             return batch.ending
-        if batch.ending == "cancelled":
+        if batch.ending == "cancelled" and now >= batch.finalizes:
             return "cancelling"
-        if now < batch.starts or batch.ends == math.inf:
+        if now < batch.starts or (batch.ends == math.inf and batch.held is None):
             return "validating"
         return "in_progress" if now < batch.finalizes else "finalizing"
 

@@ -18,6 +18,7 @@ from streambatch.core.models import ShardLimits
 from streambatch.core.report import Summary
 from streambatch.edge import files
 from streambatch.edge.client import BatchApi
+from streambatch.edge.files import Blocking
 from streambatch.edge.retrying import RetryingApi
 from streambatch.edge.service import Service
 from streambatch.edge.workers import InlineExecutor
@@ -60,6 +61,8 @@ async def visit(
     journal: str | None = None,
     mode: Mode = Mode.RUN,
     listen: Callable[[Any], None] | None = None,
+    blocking: Blocking = files.inline,
+    free: Callable[[str], int] = lambda folder: 1 << 40,
 ) -> Summary:
     """One visit of the real engine to `api`, behind the real retries."""
 
@@ -69,11 +72,12 @@ async def visit(
 
     house = House(
         clock,
-        files.inline,
+        blocking,
         lambda config, size: InlineExecutor(),
         lambda run: str(run.journal) if journal is None else journal,
         look_every_s=600.0,
         patient=lambda: files.inline,
+        free=free,
     )
     return await run_engine(config, connect, listen, mode=mode, house=house)
 

@@ -4,6 +4,7 @@ Blocking, bounded memory. Which outcome is the newest and how a line reads is de
 """
 
 import os
+from collections.abc import Sequence
 from contextlib import ExitStack
 
 import msgspec
@@ -28,7 +29,6 @@ from streambatch.edge.segmentfiles import Results, bad_rows, read_outcome, rows_
 from streambatch.edge.sidecars import read_ids
 from streambatch.errors import JournalError, SourceError
 
-_END = object()
 MAX_ERROR_BYTES = 1 << 20  # of a service's error line
 
 
@@ -53,7 +53,10 @@ class _Segment:
         self._ids: dict[int, list[bytes]] = {}
         self._newest = _newest(spec)
         self._bad = bad_rows(spec.bad)
-        self._check()
+        if spec.awaited is None:
+            self._check()
+        else:
+            self._keep_prefix(spec.awaited)
         self._out, self._err = (self._create(path) for path in (spec.out, spec.err))
         self._column = AnswerColumn(spec.column)
         self._reasons = Reasons()
@@ -66,16 +69,29 @@ class _Segment:
 
     def _check(self) -> None:
         """Each row has its one outcome. Raises JournalError."""
-        kinds = self._newest.kinds
-        left, spec = kinds.count(Kind.LEFT), self._spec
+        left, spec = self._newest.kinds.count(Kind.LEFT), self._spec
         if left:
             raise JournalError(
                 f"Segment {spec.segment} has {left} rows that wait for another try: it can't be merged yet."
             )
-        rows = len(kinds) - kinds.count(OPEN) + sum(1 for row in self._bad if kinds[row] == OPEN)
+        self._count_rows()
+
+    def _keep_prefix(self, stems: Sequence[str]) -> None:
+        """Forget what is behind the first row that waits. Raises JournalError."""
+        kinds = self._newest.kinds
+        rows = [row for stem in stems for row in read_ids(stem)[0] if row < len(kinds) and kinds[row] == OPEN]
+        self._count_rows(len(rows))
+        end = self._newest.first_waiting(rows)
+        self._newest.cut(end)
+        self._bad = {row: bad for row, bad in self._bad.items() if row < end}
+
+    def _count_rows(self, awaited: int = 0) -> None:
+        """Nothing is lost: each row has an outcome, or is known to be awaited. Raises JournalError."""
+        kinds, spec = self._newest.kinds, self._spec
+        rows = awaited + len(kinds) - kinds.count(OPEN) + sum(1 for row in self._bad if kinds[row] == OPEN)
         if spec.rows is not None and rows != spec.rows:
             raise JournalError(
-                f"Segment {spec.segment} has {spec.rows} rows, of which {rows} have an outcome: the run directory is damaged."
+                f"Segment {spec.segment} has {spec.rows} rows, of which {rows} are accounted for: the run directory is damaged."
             )
 
     # -- results
@@ -151,8 +167,8 @@ class _Segment:
             else:
                 self._write_other(row, kind, line)
             row += 1
-        whole = row == self._spec.lines and next(lines, _END) is _END
-        if not whole or source_hash.hexdigest() != self._spec.source_hash:
+        row += sum(1 for _ in lines)  # behind a prefix
+        if row != self._spec.lines or source_hash.hexdigest() != self._spec.source_hash:
             raise self._changed()
 
     def _write_other(self, row: int, kind: int, line: bytes | None) -> None:

@@ -148,7 +148,13 @@ def _write(path: str, data: bytes, fsync: bool) -> None:
 def _outcomes(spec: Settle, reader: _Reader, found: int, missing: int, notes: bytes) -> Outcomes:
     ledger = reader.ledger
     if spec.segment is None:
-        counts = ledger.totals_by([segment for segment, _ in read_origins(spec.stem)])
+        origins = read_origins(spec.stem)
+        if len(origins) != spec.rows:
+            raise JournalError(
+                f"{spec.stem}.origins names {len(origins)} rows where the journal has {spec.rows}: the run directory is damaged.",
+                damaged=True,
+            )
+        counts = ledger.totals_by([segment for segment, _ in origins])
     else:
         counts = {spec.segment: ledger.totals()}
     done, errors, _ = ledger.totals()

@@ -9,7 +9,7 @@ from tests.e2e.faults.scenario import Scenario, Visit, batches, http, script
 TITLE = "The list and the look-ups"
 LOST_CREATE = http("act_and_drop", "create", times=1)
 UNKNOWN_BATCH = (
-    "The service no longer knows batch …, which runs … rows of shard …; they may have been paid: nothing is bought again"
+    "The service at … no longer knows batch …, which runs … rows of shard …; they may have been paid: nothing is bought again"
     " without your word: --accept-gone error, or --accept-gone rebuy."
 )
 NAMELESS = (

@@ -250,7 +250,9 @@ def _remote_files(values: Values) -> str:
 def check_spool(values: Values) -> None:
     """Raises ConfigError where the spool is to be bounded and to be kept."""
     if values.get("keep_spool") and "max_spool_bytes" in values:
-        raise ConfigError("keep_spool, which stream() needs too, keeps the files that max_spool_bytes would bound; leave one out.")
+        raise ConfigError(
+            "keep_spool, which stream() needs too, keeps the files that max_spool_bytes would bound; leave one out."
+        )
 
 
 # -- the run

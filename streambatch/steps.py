@@ -14,7 +14,7 @@ import msgspec
 from streambatch.core import events as e
 from streambatch.core import jobs, lifecycle, patience, tags, verdicts
 from streambatch.core.models import Shard
-from streambatch.core.patience import Told
+from streambatch.core.patience import Counted, Told
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock
 from streambatch.edge.fetching import ERROR, OUTPUT, Results
@@ -187,13 +187,13 @@ class Steps:
         end = await self._journal.read(Store.ending, shard.name)
         job = self._settle_job(shard, end)
         made = await self._outcomes(job)
-        counted = 0 if end is None or not job.executed or job.gone else end.completed + end.failed
-        gap = patience.gap(counted, shard.rows, made.found)
+        counted = await self._counted(shard, job, end, made)
+        gap = counted.gap(counted.held(made))
         if gap:
-            seen = await self._rereading.look(shard, job, counted, made.found)
+            seen = await self._rereading.look(shard, job, counted, counted.held(made))
             if seen.told is not None:
                 return await self._downloaded(shard, seen.told)
-            gap = seen.gap
+            gap = min(seen.gap, made.missing) if counted.whole else seen.gap
         if patience.forbids(gap, shard.rows):
             if self._order.accept_gone is None:
                 raise Paused(verdicts.uncounted(shard, made.found + gap, made.found))
@@ -201,6 +201,17 @@ class Steps:
         names = [f"{job.stem}{ending}" for ending in (".outcome", ".notes")]
         await self._blocking(self._files.settle_names, names)
         return _settled(shard, made, gap)
+
+    async def _counted(
+        self, shard: Shard, job: jobs.Settle, end: e.BatchFinished | None, made: jobs.Outcomes
+    ) -> Counted:
+        """What the service counts. Of a batch that a remainder claimed rows of, it is asked where one is missing."""
+        if end is None or not job.executed or job.gone:
+            return Counted(0, shard.rows)
+        if end.total or not made.missing:
+            return Counted(end.completed + end.failed, shard.rows)
+        batch = await self._results.batch(shard)
+        return Counted(0, 0) if batch is None else Counted(batch.completed + batch.failed, batch.total, whole=True)
 
     async def _outcomes(self, job: jobs.Settle) -> jobs.Outcomes:
         made = await self._executor.run(job)

@@ -2,6 +2,7 @@
 
 import msgspec
 
+from streambatch.core.jobs import Outcomes
 from streambatch.core.wire import BatchInfo
 
 PARTS = (
@@ -31,6 +32,22 @@ class Told(msgspec.Struct, frozen=True):
     error_id: str | None
     hidden: int = 0
     gone: bool = False
+
+
+class Counted(msgspec.Struct, frozen=True):
+    """How many of a batch's rows the service counts as processed. `whole`: the batch has lines of rows beside those of the shard
+    that is settled, and they are held against the count, too."""
+
+    processed: int
+    rows: int
+    whole: bool = False
+
+    def held(self, made: Outcomes) -> int:
+        """The lines that the files have of these rows."""
+        return made.found + (made.unknown + made.duplicate if self.whole else 0)
+
+    def gap(self, held: int) -> int:
+        return gap(self.processed, self.rows, held)
 
 
 def waits(grace_s: float) -> tuple[float, ...]:

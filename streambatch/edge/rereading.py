@@ -12,7 +12,7 @@ import msgspec
 from streambatch.core import patience
 from streambatch.core.jobs import Outcomes, Settle
 from streambatch.core.models import Shard
-from streambatch.core.patience import Told
+from streambatch.core.patience import Counted, Told
 from streambatch.edge.clock import Clock
 from streambatch.edge.fetching import ERROR, OUTPUT, Results
 from streambatch.edge.files import Blocking, disk
@@ -37,21 +37,22 @@ class Rereading:
         self._blocking = blocking
         self._grace_s = grace_s
 
-    async def look(self, shard: Shard, job: Settle, counted: int, found: int) -> Reread:
+    async def look(self, shard: Shard, job: Settle, counted: Counted, held: int) -> Reread:
         """What becomes of a gap; `job` has settled the files that are here. Raises ApiError, StorageError, JournalError."""
         for _ in range(patience.LOOKS):
             await self._clock.sleep(self._grace_s)
             batch = await self._results.batch(shard)
             told = Told(shard.output_id, shard.error_id)
             if batch is not None:
-                told, counted = patience.told(batch, told), batch.completed + batch.failed
-            if not patience.gap(counted, shard.rows, found):
+                told = patience.told(batch, told)
+                counted = msgspec.structs.replace(counted, processed=batch.completed + batch.failed)
+            if not counted.gap(held):
                 break
-            if await self._better(shard, job, told, found):
+            if await self._better(shard, job, told, counted, held):
                 return Reread(told, 0)
-        return Reread(None, patience.gap(counted, shard.rows, found))
+        return Reread(None, counted.gap(held))
 
-    async def _better(self, shard: Shard, job: Settle, told: Told, found: int) -> bool:
+    async def _better(self, shard: Shard, job: Settle, told: Told, counted: Counted, held: int) -> bool:
         """Whether the files, read again, hold more rows; they are in place then."""
         paths = {ending: f"{job.stem}{ending}" for ending in (OUTPUT, ERROR)}
         again = {ending: f"{path}.again{job.suffix}" for ending, path in paths.items()}
@@ -61,18 +62,18 @@ class Rereading:
                 stack.callback(Path(path).unlink, missing_ok=True)
             taken = await self._results.take(shard, told, again)
             files = {OUTPUT: job.output, ERROR: job.error, **{ending: again[ending] for ending in taken}}
-            if not taken or await self._found(job, files, trial) <= found:
+            if not taken or counted.held(await self._outcomes(job, files, trial)) <= held:
                 return False
             for ending in taken:
                 await self._blocking(_replace, again[ending], paths[ending])
         return True
 
-    async def _found(self, job: Settle, paths: dict[str, str | None], suffix: str) -> int:
+    async def _outcomes(self, job: Settle, paths: dict[str, str | None], suffix: str) -> Outcomes:
         trial = msgspec.structs.replace(job, output=paths[OUTPUT], error=paths[ERROR], suffix=suffix, fsync=False)
         made = await self._executor.run(trial)
         if not isinstance(made, Outcomes):
             raise JournalError(f"Settling {job.stem} gave a {type(made).__name__}.")
-        return made.found
+        return made
 
 
 def _replace(source: str, target: str) -> None:

@@ -18,7 +18,7 @@ async def test_two_hundred_in_flight_among_a_thousand_of_others_ask_no_more_than
     """Over real HTTP, with the list full of other people's newer batches: what `benchmarks flight` does with 1,000."""
     source = tmp_path / "in.jsonl"
     source.write_bytes(b"".join(flight.request_lines(BATCHES * ROWS)))
-    stuck = {"do": "stuck", "state": "in_progress", "seconds": 12.0}
+    stuck = {"do": "stuck", "state": "in_progress", "seconds": 18.0}
     with local_server(seed=7, faults={"foreign": 1000, "batches": [stuck]}) as server:
         asked = flying.Flight(str(source), str(tmp_path), server.url, server.api_key, BATCHES, ROWS, 0.5)
         seen = await flying.fly(asked)

@@ -24,10 +24,12 @@ from streambatch.edge.locking import RunLock
 from streambatch.errors import ApiError, ConfigError, JournalError, StorageError
 from tests.e2e import rig
 from tests.engine.test_virtual import ids
+from tests.marks import fixed
 from tests.twins.api import Call, MemoryBatchApi
 from tests.twins.clock import VirtualClock
 from tests.twins.world import DAY_S, config, simulate, visit
 
+pytestmark = fixed
 FULL = BatchError("token_limit_exceeded", "Enqueued token limit reached for gpt-4o-mini in organization org-1.")
 
 

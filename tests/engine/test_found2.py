@@ -10,6 +10,9 @@ from streambatch.core import events as e
 from streambatch.edge.files import RunFiles
 from streambatch.engine import opening
 from streambatch.errors import ConfigError
+from tests.marks import fixed
+
+pytestmark = fixed
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,9 @@ import anyio
 import msgspec
 
 from streambatch import checking, endings
+from streambatch.access import check_local
 from streambatch.config import Config, Mode
-from streambatch.configure import asked, check_local, configure, limits, resume
+from streambatch.configure import asked, configure, limits, resume
 from streambatch.configure import profile as profile_of
 from streambatch.core.checks import Check, Checks
 from streambatch.core.events import Opened

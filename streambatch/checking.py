@@ -12,7 +12,7 @@ from urllib.parse import quote
 import anyio
 import msgspec
 
-from streambatch import configure
+from streambatch import access, configure
 from streambatch.core import checks as c
 from streambatch.core.profiles import OPENAI, Profile
 from streambatch.core.wire import decode_page
@@ -92,13 +92,13 @@ def _stopped(base_url: str, at: str, error: ConfigError) -> c.Checks:
 async def _target(values: Mapping[str, Any], environ: Mapping[str, str], given: Service | None) -> Target:
     profile, model = configure.profile(values), values.get("model")
     if given is not None:
-        service = configure.by_hand(given, values, profile)
+        service = access.by_hand(given, values, profile)
         source = "the function that was given" if callable(given.api_key) else "the service that was given"
         fault = await _fault(service)
         return Target(service if fault is None else _keyless(service), "as given", source, fault, model)
-    keyless = configure.keyless(values, environ)
+    keyless = access.keyless(values, environ, profile)
     try:
-        service = msgspec.structs.replace(keyless, api_key=configure.key(values, environ))
+        service = msgspec.structs.replace(keyless, api_key=access.key(values, environ, profile))
         fault = await _fault(service)
     except ConfigError as error:
         service, fault = keyless, error

@@ -5,15 +5,17 @@ The one place that reads the environment for a key. Sends nothing and makes noth
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from streambatch import access
+from streambatch.access import Values, read_text
 from streambatch.config import Config, ErrorAllowance
 from streambatch.core.events import Opened, Started
 from streambatch.core.models import Settings, ShardLimits
-from streambatch.core.profiles import FILE, OPENAI, PROFILES, Profile
+from streambatch.core.profiles import OPENAI, PROFILES, Profile
 from streambatch.core.shaping import Asked
 from streambatch.edge.profiles import read_profile
 from streambatch.edge.service import LOCAL, Service
@@ -23,7 +25,6 @@ from streambatch.errors import ConfigError
 if TYPE_CHECKING:  # it brings an event loop along
     from streambatch.edge.feeds import Rows
 
-Values = Mapping[str, Any]
 LOCAL_PROFILES = ("openai", "openai-2024", "azure", "together", "groq")  # what the embedded server can be like
 MOST_LABELS = 8
 GRACE_S, LOCAL_GRACE_S = 120.0, 1.0
@@ -52,7 +53,7 @@ def configure(
         output=output,
         run_dir=pointers.run_dir(output, values.get("run_dir"), run_id, values.get("if_exists", "fail")),
         run_id=run_id,
-        service=_service(values, environ, given, profile(values)),
+        service=access.chosen(values, environ, given, profile(values)),
         command=command,
         asked=asked(values),
         limits=limits(values),
@@ -106,7 +107,7 @@ def resume(
         output=opened.output,
         run_dir=run_dir,
         run_id=started.run_id,
-        service=_service({**values, **known}, environ, given, profile),
+        service=access.chosen({**values, **known}, environ, given, profile),
         command=opened.command,
         asked=Asked(
             endpoint=shaping.endpoint,
@@ -171,17 +172,7 @@ def _prompt(values: Values) -> str | None:
         return values.get("prompt")
     if "prompt" in values:
         raise ConfigError("Both prompt and prompt_file are given; leave one out.")
-    return _read(path, "The prompt file").removesuffix("\n")
-
-
-def _read(path: str, what: str) -> str:
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            return file.read()
-    except OSError as error:
-        raise ConfigError(f"{what} {path} can't be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{what} {path} is not UTF-8.") from error
+    return read_text(path, "The prompt file").removesuffix("\n")
 
 
 def limits(values: Values) -> ShardLimits:
@@ -304,109 +295,3 @@ def _labels(values: Values) -> tuple[tuple[str, str], ...]:
                 f"The label {name[:64]!r} must not begin with streambatch, nor be longer than 64 (name) or 512 (value)."
             )
     return labels
-
-
-# -- the service
-
-LOCAL_SERVICE = Service(base_url=LOCAL)
-_SERVICE_OPTIONS = ("base_url", "api_key_env", "api_key_file", "header", "ca_bundle", "allow_http")
-
-
-def _service(values: Values, environ: Mapping[str, str], given: Service | None, profile: Profile) -> Service:
-    if values.get("local"):
-        check_local(values, given)
-        return LOCAL_SERVICE
-    return _with_key(values, environ, profile) if given is None else by_hand(given, values, profile)
-
-
-def check_local(values: Values, given: Service | None) -> None:
-    """Refuse another service beside the embedded one. Raises ConfigError."""
-    if "base_url" in values or given is not None:
-        raise ConfigError("Both local and another service are given; leave one out.")
-
-
-def by_hand(given: Service, values: Values, profile: Profile) -> Service:
-    """A service made by hand, with the header that the profile names. Raises ConfigError for options that say the same again."""
-    named = [name for name in _SERVICE_OPTIONS if name in values]
-    if named:
-        raise ConfigError(f"Both service and {named[0]} are given; leave one out.")
-    if given.key_header != Service().key_header or profile.key_header == given.key_header:
-        return given
-    return msgspec.structs.replace(given, key_header=profile.key_header)
-
-
-def service(values: Values, environ: Mapping[str, str]) -> Service:
-    """The service and its key, from flags and the variables that the official SDK reads. Raises ConfigError."""
-    return _with_key(values, environ, profile(values))
-
-
-def _with_key(values: Values, environ: Mapping[str, str], profile: Profile) -> Service:
-    return msgspec.structs.replace(_keyless(values, environ, profile), api_key=_key(values, environ, profile))
-
-
-def keyless(values: Values, environ: Mapping[str, str]) -> Service:
-    """The service, before there is a key. Raises ConfigError."""
-    return _keyless(values, environ, profile(values))
-
-
-def _keyless(values: Values, environ: Mapping[str, str], profile: Profile) -> Service:
-    """The variables of the official SDK are about OpenAI: another service is not told of them."""
-    own = environ if profile.base_url == OPENAI.base_url else {}
-    url: str = values.get("base_url", own.get("OPENAI_BASE_URL", "")).rstrip("/")
-    if url == LOCAL:
-        raise ConfigError("The base URL local is the embedded server's; ask for it with --local.")
-    if not url and profile.base_url is None:
-        whose = "your profile" if profile.name == FILE else f"the profile {profile.name}"
-        raise ConfigError(f"There is no base URL: {whose} has none that fits everybody; give yours with --base-url.")
-    return Service(
-        base_url=url if url else str(profile.base_url),
-        organization=own.get("OPENAI_ORG_ID"),
-        project=own.get("OPENAI_PROJECT_ID"),
-        headers=_headers(values, environ),
-        ca_bundle=values.get("ca_bundle"),
-        allow_http=values.get("allow_http", False),
-        key_header=profile.key_header,
-    )
-
-
-def _headers(values: Values, environ: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
-    headers = []
-    for name, source in values.get("header", ()):
-        kind, colon, variable = source.partition(":")
-        if kind != "env" or not colon:
-            raise ConfigError(f"The header {name} must take its value from a variable: {name}=env:VAR.")
-        if variable not in environ:
-            raise ConfigError(f"The header {name} takes its value from the variable {variable}, which is not set.")
-        headers.append((name, environ[variable]))
-    return tuple(headers)
-
-
-def key(values: Values, environ: Mapping[str, str]) -> str | Callable[[], str]:
-    """The key, or for a key file the function that reads it again. Raises ConfigError."""
-    return _key(values, environ, profile(values))
-
-
-def _key(values: Values, environ: Mapping[str, str], profile: Profile) -> str | Callable[[], str]:
-    path = values.get("api_key_file")
-    if path is not None:
-        if "api_key_env" in values:
-            raise ConfigError("Both api_key_env and api_key_file are given; leave one out.")
-        _key_in(path)
-        return lambda: _key_in(path)
-    variable = values.get("api_key_env", profile.key_env)
-    key = environ.get(variable, "").strip()
-    if not key:
-        is_name = re.fullmatch("[A-Z_][A-Z0-9_]*", variable) is not None  # else it may be a key itself
-        known = f" {variable}" if is_name else " named for it"
-        raise ConfigError(
-            f"There is no key: the variable{known} is not set; set it, or name another with --api-key-env or a file with"
-            " --api-key-file, or try --local, which needs none."
-        )
-    return key
-
-
-def _key_in(path: str) -> str:
-    key = _read(path, "The key file").strip()
-    if not key:
-        raise ConfigError(f"The key file {path} is empty.")
-    return key

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from streambatch import configure
+from streambatch import access, configure
 from streambatch.core.profiles import CHAT, KEYS, OPENAI, PROFILES, Dialect, Profile, check_endpoint, of_table
 from streambatch.edge.client import HttpBatchApi
 from streambatch.edge.profiles import read_profile
@@ -157,7 +157,8 @@ KEYS_OF_ALL = {
 
 
 def service(**given: Any) -> Service:
-    return configure.service(parse_all(given), {**OF_OPENAI, **KEYS_OF_ALL})
+    values = parse_all(given)
+    return access.service(values, {**OF_OPENAI, **KEYS_OF_ALL}, configure.profile(values))
 
 
 @pytest.mark.parametrize("name", [name for name in PROFILES if not name.startswith("openai")])
@@ -180,7 +181,7 @@ def test_an_address_that_nobody_knows() -> None:
     with pytest.raises(ConfigError, match="the profile azure has none that fits everybody; give yours with --base-url"):
         service(profile="azure")
     with pytest.raises(ConfigError, match="TOGETHER_API_KEY is not set"):
-        configure.service(parse_all({"profile": "together"}), OF_OPENAI)
+        access.service({}, OF_OPENAI, configure.profile({"profile": "together"}))
 
 
 def test_limits_of_a_profile() -> None:

@@ -291,7 +291,7 @@ def mixed(chance: random.Random) -> Climate:
         garbled=some(0.1),
         late=some(0.3),
         nameless=some(0.3),
-        partial=0.0 if known or copied else some(0.3),  # what found batches hold is looked at once
+        partial=some(0.3),
         short=some(0.3),
         late_s=chance.choice((20.0, 100.0, 250.0)),
         known=known,

@@ -41,11 +41,11 @@ class Target(msgspec.Struct, frozen=True):
 async def check(values: Mapping[str, Any], environ: Mapping[str, str], given: Service | None = None) -> c.Checks:
     """Check what the options say, or the service `given`. Whatever is wrong comes back as a failed check."""
     try:
-        configure.profile(values)
+        profile = configure.profile(values)
     except ConfigError as error:
         return _stopped("", "profile", error)
     try:
-        target = await _target(values, environ, given)
+        target = await _target(values, environ, given, profile)
     except ConfigError as error:
         return _stopped("", "address", error)
     return await look(target)
@@ -89,8 +89,10 @@ def _stopped(base_url: str, at: str, error: ConfigError) -> c.Checks:
 # -- the settings
 
 
-async def _target(values: Mapping[str, Any], environ: Mapping[str, str], given: Service | None) -> Target:
-    profile, model = configure.profile(values), values.get("model")
+async def _target(
+    values: Mapping[str, Any], environ: Mapping[str, str], given: Service | None, profile: Profile
+) -> Target:
+    model = values.get("model")
     if given is not None:
         service = access.by_hand(given, values, profile)
         source = "the function that was given" if callable(given.api_key) else "the service that was given"

@@ -1,6 +1,6 @@
 """Options -> Config: what was given, the service's own variables and the defaults, composed and checked once.
 
-The one place that reads the environment for a key. Sends nothing and makes nothing on disk.
+Where the service is, and its key, is `access`'s to say. Sends nothing and makes nothing on disk.
 """
 
 import os
@@ -40,8 +40,6 @@ def configure(
 ) -> Config:
     """One visit to one run, from parsed options; `given` is a service made by hand, and with `rows` of a program there are no
     `inputs`. Raises ConfigError."""
-    from streambatch.edge import pointers  # brings an event loop along
-
     output, run_id = _output(values, inputs, rows), _run_id(values)
     check_summary_file(values)
     check_spool(values)
@@ -51,7 +49,7 @@ def configure(
         inputs=tuple(inputs),
         rows=rows,
         output=output,
-        run_dir=pointers.run_dir(output, values.get("run_dir"), run_id, values.get("if_exists", "fail")),
+        run_dir=_run_dir(output, run_id, values),
         run_id=run_id,
         service=access.chosen(values, environ, given, profile(values)),
         command=command,
@@ -276,6 +274,12 @@ def check_folder(path: str | None, what: str) -> None:
     if path is not None and (os.path.isdir(path) or not os.path.isdir(os.path.dirname(os.path.abspath(path)))):
         why = "is a folder" if os.path.isdir(path) else "lies in a folder that does not exist"
         raise ConfigError(f"The {what} {path} {why}; name a file.")
+
+
+def _run_dir(output: str, run_id: str | None, values: Values) -> str:
+    from streambatch.edge import pointers  # brings an event loop along
+
+    return pointers.run_dir(output, values.get("run_dir"), run_id, values.get("if_exists", "fail"))
 
 
 def _run_id(values: Values) -> str | None:

@@ -46,7 +46,7 @@ def run_dir(output: str, given: str | None, run_id: str | None, if_exists: str) 
             f"The run directory {wanted} is a link to {os.path.realpath(wanted)}, which does not exist; mount its disk again, or"
             " make that folder, or remove the link."
         )
-    if run_id is None and not RunFiles(wanted).has_journal():
+    if run_id is None and not _journal_of(wanted):
         _refuse_anew(output, wanted, named, if_exists)
     return wanted
 

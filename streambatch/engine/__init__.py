@@ -8,7 +8,7 @@ from typing import cast
 from streambatch.config import Config, Mode
 from streambatch.core import events as e
 from streambatch.core.report import Summary
-from streambatch.edge import failpoints, mounts
+from streambatch.edge import failpoints
 from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
 from streambatch.edge.locking import RunLock
@@ -55,7 +55,7 @@ async def _run(
     try:
         files.forget_cancel()
         points = failpoints.from_environment(os.environ)
-        store = Store(house.journal(files), shared=mounts.may_share(files.folder, os.environ), now=house.clock.wall)
+        store = house.store(files)
         listen: Listener = on_event if on_event is not None else _deaf
         journal = Journal(store, house.blocking, cast("Callable[[e.Event], None]", listen), points)
         if house.opened is not None:

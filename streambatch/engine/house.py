@@ -1,5 +1,6 @@
 """Where a visit lives: clock, threads, workers and the way to the service. Real, or made of twins under a virtual clock."""
 
+import os
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
@@ -7,12 +8,12 @@ import msgspec
 
 from streambatch.config import Config
 from streambatch.edge import files as disk
-from streambatch.edge import spooling, workers
+from streambatch.edge import mounts, spooling, workers
 from streambatch.edge.client import BatchApi
 from streambatch.edge.clock import Clock, SystemClock
 from streambatch.edge.feeds import OwnThread
 from streambatch.edge.files import Blocking, RunFiles
-from streambatch.edge.journal import Journal
+from streambatch.edge.journal import Journal, Store
 from streambatch.edge.workers import Executor
 from streambatch.engine.brake import Brake
 
@@ -32,6 +33,10 @@ class House(msgspec.Struct, frozen=True):
     free: Callable[[str], int] = spooling.free_bytes  # on the file system of a folder
     patient: Callable[[], Blocking] = OwnThread  # where rows of a program may take their time
     opened: Callable[[Journal], None] | None = None  # hears of the journal, which nobody else may be able to read
+
+    def store(self, files: RunFiles) -> Store:
+        """The journal's tables, shared with readers where the file system allows it. Raises ConfigError, JournalError."""
+        return Store(self.journal(files), shared=mounts.may_share(files.folder, os.environ), now=self.clock.wall)
 
 
 def _executor(config: Config, size: int) -> Executor:

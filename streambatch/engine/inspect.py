@@ -138,7 +138,7 @@ def snapshot(store: Store, look: Progress) -> bytes:
 
 def find_run_dir(run: str) -> str:
     """The run directory of a RUN: a run directory, or an OUTPUT with `OUTPUT.run` beside it. Raises ConfigError."""
-    for candidate in (run, f"{run}.run"):
+    for candidate in (run, pointers.beside(run)):
         if os.path.isfile(os.path.join(candidate, "journal.sqlite")):
             return os.path.abspath(candidate)
     named = pointers.target(run)

@@ -28,7 +28,7 @@ from streambatch.core.purging import (
     why_kept,
 )
 from streambatch.core.wire import BatchInfo
-from streambatch.edge import failpoints, mounts, remotes
+from streambatch.edge import failpoints, remotes
 from streambatch.edge.client import BatchApi
 from streambatch.edge.fetching import GONE
 from streambatch.edge.files import RunFiles
@@ -58,7 +58,7 @@ async def purge(config: Config, connect: Connect, asked: Asked, house: House = R
     lock = RunLock(files)
     lock.acquire()
     try:
-        store = Store(house.journal(files), shared=mounts.may_share(files.folder, os.environ), now=house.clock.wall)
+        store = house.store(files)
         journal = Journal(store, house.blocking, _deaf, failpoints.from_environment(os.environ))
         try:
             started = await journal.read(Store.last, e.Started)

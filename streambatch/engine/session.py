@@ -1,8 +1,9 @@
 """One visit to one run, from the open journal on: what it must agree with, its tasks, and how it ended."""
 
+import contextlib
 import os
 import shlex
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 
 import anyio
@@ -19,6 +20,7 @@ from streambatch.edge.client import BatchApi
 from streambatch.edge.files import RunFiles
 from streambatch.edge.journal import Journal, Store
 from streambatch.edge.serial import Serials
+from streambatch.edge.workers import Executor
 from streambatch.engine import inspect, opening
 from streambatch.engine.adoption import Adoption
 from streambatch.engine.collector import Collector
@@ -128,16 +130,12 @@ class Session:
         await self._journal.append(msgspec.structs.replace(opened, exclusive=not self._store.shared))
         await house.blocking(self._files.cut_sinks, *await merged_ends(self._journal))
         await self._sweep()
-        executor = house.executor(config, self._inputs.size_bytes)
-        world = World(api, executor, house.clock, house.blocking, house.brake, self._serials, house.free)
-        try:
+        async with self._executor(self._inputs.size_bytes) as executor:
+            world = World(api, executor, house.clock, house.blocking, house.brake, self._serials, house.free)
             visit = Visit(config, started, self._files, self._journal, world)
             disposal = Disposal(visit)
             await self._work(visit, disposal)
             await append_prefix(visit)
-        finally:
-            with anyio.CancelScope(shield=True):
-                await executor.aclose()
         return self._tidied(await self._ending(visit), await disposal.last())
 
     async def _cleared(self, summary: Summary) -> Summary:
@@ -147,20 +145,25 @@ class Session:
         if started is None or self._mode is Mode.CANCEL or not remotes.disposable(self._store, kinds, 1):
             return summary
         try:
-            async with self._connect(config) as api:
-                executor = self._house.executor(config, 0)
-                try:
-                    world = World(api, executor, self._house.clock, self._house.blocking)
-                    left = await Disposal(Visit(config, started, self._files, self._journal, world)).last()
-                finally:
-                    with anyio.CancelScope(shield=True):
-                        await executor.aclose()
+            async with self._connect(config) as api, self._executor(0) as executor:
+                world = World(api, executor, self._house.clock, self._house.blocking)
+                left = await Disposal(Visit(config, started, self._files, self._journal, world)).last()
         except (StreambatchError, BaseExceptionGroup) as error:
             cause = _first_cause(error) if isinstance(error, BaseExceptionGroup) else error
             if not isinstance(cause, StreambatchError):
                 raise
             left = len(remotes.disposable(self._store, kinds, MOST_NAMED))  # the run is finished all the same
         return self._tidied(summary, left)
+
+    @contextlib.asynccontextmanager
+    async def _executor(self, size: int) -> AsyncIterator[Executor]:
+        """Workers for so many bytes of input; they leave when the visit does, however it ends."""
+        executor = self._house.executor(self._config, size)
+        try:
+            yield executor
+        finally:
+            with anyio.CancelScope(shield=True):
+                await executor.aclose()
 
     async def _sweep(self) -> None:
         """Remove what killed processes left in the spool."""
@@ -186,26 +189,7 @@ class Session:
     async def _work(self, visit: Visit, disposal: Disposal) -> None:
         """All tasks, until the collector says that the visit is over."""
         adoption = Adoption(visit, tags.cut_text(visit.started.settings))
-        visit.steps = Steps(
-            Order(
-                visit.started.run_id,
-                visit.started.settings.shaping.endpoint,
-                tags.cut_text(visit.started.settings),
-                self._config.labels,
-                self._config.max_attempts,
-                self._config.adopt_grace_s,
-                self._config.accept_gone,
-            ),
-            visit.world.api,
-            visit.journal,
-            visit.files,
-            visit.world.executor,
-            visit.world.blocking,
-            visit.world.clock,
-            anyio.CapacityLimiter(self._config.max_transfers),
-            adoption.search,
-            visit.refused,
-        )
+        visit.steps = self._steps(visit, adoption)
         ticker = Ticker(visit, self._listen, self._house.look_every_s)
         async with anyio.create_task_group() as tasks:
             visit.tasks = tasks
@@ -225,6 +209,28 @@ class Session:
             await Collector(visit, Pool(visit, adoption.spares)).run()
             tasks.cancel_scope.cancel()
         await ticker.last()
+
+    def _steps(self, visit: Visit, adoption: Adoption) -> Steps:
+        return Steps(
+            Order(
+                visit.started.run_id,
+                visit.started.settings.shaping.endpoint,
+                tags.cut_text(visit.started.settings),
+                self._config.labels,
+                self._config.max_attempts,
+                self._config.adopt_grace_s,
+                self._config.accept_gone,
+            ),
+            visit.world.api,
+            visit.journal,
+            visit.files,
+            visit.world.executor,
+            visit.world.blocking,
+            visit.world.clock,
+            anyio.CapacityLimiter(self._config.max_transfers),
+            adoption.search,
+            visit.refused,
+        )
 
     async def _resume(self, visit: Visit) -> None:
         """An intent without an answer is in doubt; a doubt is searched."""

@@ -56,8 +56,7 @@ class Spares:
                 raise Paused(
                     "A batch of a lost remainder is in flight, and what it holds shows when it ends; come again later."
                 )
-            await clock.sleep(self._pace_s)
-            self._pace_s = min(SLOWEST_S, 1.1 * self._pace_s)
+            await clock.sleep(self._next_pace_s())
 
     async def ran(self, shard: Shard) -> bool:
         """Whether a spare has lines of a shard that is about to be created."""
@@ -102,8 +101,7 @@ class Spares:
         except Paused as pause:
             visit.end("paused", str(pause), 4)
         finally:
-            self._again = visit.world.clock.monotonic() + self._pace_s
-            self._pace_s = min(SLOWEST_S, 1.1 * self._pace_s)
+            self._again = visit.world.clock.monotonic() + self._next_pace_s()
             self._looking = False
             visit.release(LOOK)
 
@@ -127,6 +125,11 @@ class Spares:
             with contextlib.suppress(ApiError):  # a service that does not even answer that is left all the same
                 await visit.world.api.cancel_batch(batch.id)
         return False
+
+    def _next_pace_s(self) -> float:
+        pace_s = self._pace_s
+        self._pace_s = min(SLOWEST_S, 1.1 * pace_s)
+        return pace_s
 
     async def _batch(self, find: e.Found) -> BatchInfo | None:
         """It, as it is now; None while the service does not know it, which one look does not prove. Raises Paused."""

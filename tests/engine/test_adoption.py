@@ -289,7 +289,7 @@ def test_equal_ids_with_other_bodies_never_share_an_answer(tmp_path: Path) -> No
 
 
 def answers(data: bytes) -> list[str]:
-    return [json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] for line in data.splitlines()]
+    return [json.loads(line)["response"]["body"]["choices"][0]["message"]["content"] for line in data.split(b"\n")[:-1]]
 
 
 def test_a_new_remainder_has_a_name_that_no_lost_one_had(tmp_path: Path) -> None:
